@@ -1,0 +1,192 @@
+"""From runs to statements: best points, bands and intervals. Failed runs are counted, never dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from dlexp.results.table import Table
+
+LEVEL = 0.95
+CHOOSE_BY = ("validation/accuracy", "validation/loss")
+
+
+class Interval(NamedTuple):
+    """A mean with its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def t_interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> Interval:
+    """Returns the mean and Student's t interval; NaN bounds where there are fewer than two values.
+
+    >>> [round(float(x), 3) for x in t_interval([1.0, 2.0, 3.0])]
+    [2.0, -0.484, 4.484]
+    """
+    from scipy import stats
+
+    values = np.asarray(values, float)
+    mean = float(values.mean())
+    if len(values) < 2:
+        return Interval(mean, np.nan, np.nan)
+    half = float(stats.t.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return Interval(mean, mean - half, mean + half)
+
+
+def bootstrap_interval(
+    values: Sequence[float] | np.ndarray, *, seed: int = 0, level: float = LEVEL, num_resamples: int = 9999
+) -> Interval:
+    """Returns the mean and its bias-corrected, accelerated bootstrap interval, the same for the same values.
+
+    Source: Efron, "Better Bootstrap Confidence Intervals", 1987, https://doi.org/10.2307/2289144.
+
+    Raises:
+      ValueError: on fewer than three values.
+    """
+    from scipy import stats
+
+    values = np.asarray(values, float)
+    if len(values) < 3:
+        raise ValueError(f"bootstrap_interval: needs at least 3 values, got {len(values)}; take t_interval")
+    if np.ptp(values) == 0:
+        return Interval(*[float(values[0])] * 3)
+    result = stats.bootstrap(
+        (values,), np.mean, confidence_level=level, n_resamples=num_resamples, method="BCa", rng=seed
+    )
+    bounds = result.confidence_interval
+    return Interval(float(values.mean()), float(bounds.low), float(bounds.high))
+
+
+def interquartile_mean(values: Sequence[float] | np.ndarray) -> float:
+    """Returns the mean of the middle half; a quarter at each end is cut.
+
+    Source: Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", 2021,
+    https://arxiv.org/abs/2108.13264.
+    """
+    from scipy import stats
+
+    return float(stats.trim_mean(values, 0.25))
+
+
+def diverged(table: Table, *, constant_loss: float, metric: str = "train/loss") -> np.ndarray:
+    """Returns which runs failed to train, `[run]`: non-finite, or the final loss not below a constant prediction's.
+
+    Args:
+      table: the runs.
+      constant_loss: loss of the best constant prediction, `log(num_classes)` for balanced classes.
+      metric: the training loss.
+    """
+    frame = table.frame
+    return (frame["status"] != "ok").to_numpy() | ~(frame[metric].to_numpy() < constant_loss)
+
+
+def points(table: Table, metric: str, *, failed: float = np.nan, by: Sequence[str] | None = None) -> pd.DataFrame:
+    """Returns a row a point: its axes, `mean`, `low`, `high` over seeds, `num_seeds`, `num_failed`.
+
+    Args:
+      table: the runs.
+      metric: its last value counts.
+      failed: what a run without a finite value counts as, such as chance accuracy; NaN makes the point's mean NaN.
+      by: the axes that make a point (default all); the rest is averaged with the seeds.
+    """
+    axes = [name for name in (table.axes if by is None else by) if name in table.frame]
+    rows = []
+    for key, runs in table.frame.groupby(axes, sort=False, dropna=False):
+        values = runs[metric].to_numpy(float)
+        bad = ~np.isfinite(values)
+        interval = t_interval(np.where(bad, failed, values))
+        point = dict(zip(axes, key if isinstance(key, tuple) else (key,), strict=True))
+        rows.append({**point, **interval._asdict(), "num_seeds": len(values), "num_failed": int(bad.sum())})
+    return pd.DataFrame(rows)
+
+
+def best(
+    table: Table, over: str | Sequence[str], *, choose_by: str | None = None, report: str | None = None
+) -> pd.DataFrame:
+    """Returns, for each setting of the other axes, the best value of `over` and what `report` is there.
+
+    The choice is by the mean over seeds on validation; a run without a finite value counts as accuracy 0 or loss
+    infinity, so a value where runs failed does not win by the runs that did not.
+
+    Args:
+      table: the runs.
+      over: the axis or axes to choose on, such as `learning_rate`.
+      choose_by: the metric that chooses; default validation accuracy, else validation loss. Accuracies are
+        maximised, everything else is minimised.
+      report: the metric to report; default the test split's of the same name.
+
+    Returns:
+      the other axes, `over`, `mean`, `low`, `high`, `num_seeds`, `num_failed`.
+
+    Raises:
+      ValueError: where the sweep has no such axis or metric.
+    """
+    over = [over] if isinstance(over, str) else list(over)
+    missing = [name for name in over if name not in table.frame]
+    if missing:
+        raise ValueError(f"best: sweep {table.name} has no axis {missing[0]!r}; it has {', '.join(table.axes)}")
+    choose_by = choose_by or next((name for name in CHOOSE_BY if name in table.frame), None)
+    if choose_by is None or choose_by not in table.frame:
+        raise ValueError(f"best: sweep {table.name} lacks {choose_by or CHOOSE_BY}; name a metric with choose_by")
+    report = report or choose_by.replace("validation/", "test/")
+    higher = choose_by.endswith("accuracy")
+    candidates = points(table, choose_by, failed=0.0 if higher else np.inf)
+    reported = points(table, report)
+    others = [name for name in table.axes if name in candidates and name not in over]
+    score = candidates["mean"] if higher else -candidates["mean"]
+    if not others:
+        return reported.loc[[score.idxmax()]].reset_index(drop=True)
+    winners = score.groupby([candidates[name] for name in others], sort=False, dropna=False).idxmax()
+    return reported.loc[winners.to_numpy()].reset_index(drop=True)
+
+
+def good_band(table: Table, over: str, *, metric: str, tolerance: float, failed: float) -> pd.DataFrame:
+    """Returns, for each setting of the other axes, the widest run of `over` values as good as the best.
+
+    "As good": the mean over seeds within `tolerance` of the best one's; the band holds the best value and every
+    neighbour reached without a gap.
+
+    Returns:
+      the other axes, `best`, `low`, `high`, `decades` (log10 of high / low), and `at_edge`, whether the band
+      touches an end of the axis and may be wider than was measured.
+    """
+    rows = []
+    means = points(table, metric, failed=failed)
+    others = [name for name in table.axes if name in means and name != over]
+    for key, group in means.groupby(others, sort=False) if others else [((), means)]:
+        group = group.sort_values(over)
+        values, mean = group[over].to_numpy(float), group["mean"].to_numpy(float)
+        top = int(np.argmax(mean))
+        first = last = top
+        while first > 0 and mean[first - 1] >= mean[top] - tolerance:
+            first -= 1
+        while last < len(mean) - 1 and mean[last + 1] >= mean[top] - tolerance:
+            last += 1
+        rows.append(
+            {
+                **dict(zip(others, key if isinstance(key, tuple) else (key,), strict=True)),
+                "best": values[top],
+                "low": values[first],
+                "high": values[last],
+                "decades": float(np.log10(values[last] / values[first])),
+                "at_edge": first == 0 or last == len(mean) - 1,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def by_seed(table: Table, metric: str, **values: object) -> pd.Series:
+    """Returns the last value of a metric at one point, indexed by seed.
+
+    Raises:
+      ValueError: where the values leave more than one point.
+    """
+    frame = table.select(**values).frame
+    if frame["seed"].duplicated().any():
+        raise ValueError(f"by_seed: {values} leaves several points of sweep {table.name}; name every axis")
+    return frame.set_index("seed")[metric].sort_index()

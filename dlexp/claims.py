@@ -1,0 +1,117 @@
+"""From a claim and its measurements to a verdict, by one stated rule."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dlexp import analysis
+
+SUPPORTED, REFUTED, MIXED, UNDECIDED = "supported", "refuted", "mixed", "undecided"
+
+
+class Claim(NamedTuple):
+    """A statement and what was measured of it.
+
+    Attributes:
+      claim: the statement, in our own words.
+      source: who says so: lesson text (title, section) or paper (title, year, link).
+      rule: what is measured and the smallest effect that matters, written down before the sweep.
+      verdict: supported, refuted, mixed or undecided.
+      effect: mean of the measured effect over seeds, in the rule's unit.
+      interval: its 95% interval.
+      num_seeds: how many seeds.
+      condition: under what the effect was measured; several where the verdict is mixed.
+    """
+
+    claim: str
+    source: str
+    rule: str
+    verdict: str
+    effect: float
+    interval: tuple[float, float]
+    num_seeds: int
+    condition: str
+
+
+def verdict_of(interval: Sequence[float], smallest: float) -> str:
+    """Returns supported where the whole interval lies above `smallest`, refuted where it lies below, else undecided.
+
+    >>> verdict_of((1.0, 3.0), 0.5), verdict_of((-1.0, 0.2), 0.5), verdict_of((0.0, 3.0), 0.5)
+    ('supported', 'refuted', 'undecided')
+    """
+    low, high = interval
+    if low > smallest:
+        return SUPPORTED
+    return REFUTED if high < smallest else UNDECIDED
+
+
+def judge(
+    claim: str,
+    *,
+    source: str,
+    rule: str,
+    effects: Mapping[str, Sequence[float] | np.ndarray],
+    smallest: float = 0.0,
+) -> Claim:
+    """Returns the claim with its verdict.
+
+    One condition is judged by its interval over seeds. Several are judged one by one: equal verdicts are the
+    verdict, different ones are mixed, each shown; effect and interval are then those of the condition whose mean
+    is closest to `smallest`, the hardest case for the claim.
+
+    Args:
+      claim: the statement.
+      source: who says so.
+      rule: what is measured, and the smallest effect that matters, in words.
+      effects: condition -> one value a seed, paired where two things are compared; larger speaks for the claim.
+      smallest: the effect that must be exceeded.
+
+    Raises:
+      ValueError: where there is no condition, fewer than two seeds, or a value that is not finite.
+    """
+    if not effects:
+        raise ValueError(f"judge: no effects for the claim {claim!r}")
+    intervals = {}
+    for condition, values in effects.items():
+        values = np.asarray(values, float)
+        if len(values) < 2 or not np.isfinite(values).all():
+            raise ValueError(
+                f"judge: needs at least 2 finite values for {condition!r}, got {values}; count failed runs as a value"
+            )
+        intervals[condition] = analysis.t_interval(values)
+    verdicts = {name: verdict_of((each.low, each.high), smallest) for name, each in intervals.items()}
+    hardest = min(intervals, key=lambda name: abs(intervals[name].mean - smallest))
+    agreed = len(set(verdicts.values())) == 1
+    shown = "; ".join(f"{name}: {verdicts[name]} ({_shown(each)})" for name, each in intervals.items())
+    return Claim(
+        claim=claim,
+        source=source,
+        rule=rule,
+        verdict=verdicts[hardest] if agreed else MIXED,
+        effect=_rounded(intervals[hardest].mean),
+        interval=(_rounded(intervals[hardest].low), _rounded(intervals[hardest].high)),
+        num_seeds=min(len(values) for values in effects.values()),
+        condition=hardest if len(intervals) == 1 else shown,
+    )
+
+
+def to_json(claims: Sequence[Claim]) -> str:
+    """Returns the text of `claims.json`."""
+    return json.dumps([claim._asdict() for claim in claims], indent=1, ensure_ascii=False) + "\n"
+
+
+def from_json(text: str) -> list[Claim]:
+    """Returns the claims of `to_json`'s text."""
+    return [Claim(**{**entry, "interval": tuple(entry["interval"])}) for entry in json.loads(text)]
+
+
+def _shown(interval: analysis.Interval) -> str:
+    return f"{interval.mean:.4g} [{interval.low:.4g}, {interval.high:.4g}]"
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")

@@ -1,0 +1,39 @@
+"""The three splits of a data set."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Split(NamedTuple):
+    """Examples in a fixed order: `inputs` `[example, ...]`, `labels` `[example]` (int32) or real targets."""
+
+    inputs: Any
+    labels: Any
+
+
+class Dataset(NamedTuple):
+    """Train to learn, validation to choose, test to look at once."""
+
+    train: Split
+    validation: Split | None = None
+    test: Split | None = None
+
+
+def standardise(dataset: Dataset) -> Dataset:
+    """Returns the data set with each feature at mean 0 and variance 1 on the training split.
+
+    A feature that is constant on the training split is only centred. All splits become float32.
+    """
+    inputs = np.asarray(dataset.train.inputs, np.float64)
+    mean, std = inputs.mean(axis=0), inputs.std(axis=0)
+    std[std == 0.0] = 1.0
+
+    def apply(split: Split | None) -> Split | None:
+        if split is None:
+            return None
+        return Split(np.asarray((split.inputs - mean) / std, np.float32), split.labels)
+
+    return Dataset(*map(apply, dataset))

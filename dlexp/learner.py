@@ -1,0 +1,116 @@
+"""The standard learner: a model, a loss and an optimizer on a data set with three splits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dlexp import losses
+from dlexp.data import Dataset, Split
+from dlexp.optim import Optimizer
+from dlexp.types import Hyper, Key, Learner, Metrics, Model, PyTree
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class State(NamedTuple):
+    """One run between two steps: weights, what else the model carries (batch statistics), optimizer state."""
+
+    params: PyTree
+    rest: PyTree
+    opt_state: PyTree
+
+
+def supervised(
+    model: Model,
+    loss: Loss,
+    optimizer: Optimizer,
+    data: Dataset,
+    *,
+    batch_size: int | None,
+    num_train_evaluated: int = 1000,
+    metrics: Callable[[jax.Array, jax.Array], Metrics] | None = None,
+) -> Learner:
+    """Returns the learner that minimises the mean loss of random batches.
+
+    A batch is drawn with replacement, by the seed and the step alone, so runs of one seed see the same batches at
+    every hyperparameter value. Metrics: `batch/loss` from the steps; `SPLIT/loss` of each split, and
+    `SPLIT/accuracy` where the labels are integers.
+
+    Args:
+      model: the network.
+      loss: `(outputs, labels) -> [batch]`, one value per example.
+      optimizer: what the gradients go through.
+      data: the splits; `train` is required.
+      batch_size: examples a step; None is the whole training set, in order.
+      num_train_evaluated: how many of the first training rows `train/...` is measured on.
+      metrics: `(outputs, labels) -> {name: [batch]}`, more of them, averaged over each split.
+
+    Raises:
+      ValueError: where a swept name means two things, or the batch is larger than the training set.
+    """
+    num_train = len(data.train.inputs)
+    if batch_size is not None and not 1 <= batch_size <= num_train:
+        raise ValueError(
+            f"supervised: batch_size must be in [1, {num_train}] (the training set) or None for all of it, "
+            f"got {batch_size}"
+        )
+    shared = model.hyper.keys() & optimizer.hyper.keys()
+    if shared:
+        raise ValueError(f"supervised: model and optimizer both read {sorted(shared)}; rename one of them")
+
+    def init(key: Key, hyper: Hyper, data: Dataset) -> State:
+        variables = model.init(key, hyper, data.train.inputs[:1])
+        params, rest = _split_params(variables)
+        return State(params, rest, optimizer.make_tx(hyper).init(params))
+
+    def update(key: Key, hyper: Hyper, data: Dataset, state: State) -> tuple[State, Metrics]:
+        batch_key, model_key = jax.random.split(key)
+        inputs, labels = _batch(batch_key, data.train, batch_size)
+
+        def batch_loss(params: PyTree) -> tuple[jax.Array, PyTree]:
+            variables = {"params": params, **state.rest}
+            outputs, variables = model.apply(variables, hyper, inputs, key=model_key, train=True)
+            return loss(outputs, labels).mean(), _split_params(variables)[1]
+
+        (value, rest), grads = jax.value_and_grad(batch_loss, has_aux=True)(state.params)
+        updates, opt_state = optimizer.make_tx(hyper).update(grads, state.opt_state, state.params)
+        return State(optax.apply_updates(state.params, updates), rest, opt_state), {"batch/loss": value}
+
+    def evaluate(key: Key, hyper: Hyper, data: Dataset, state: State) -> Metrics:
+        measured: dict[str, jax.Array] = {}
+        for name, split in data._asdict().items():
+            if split is None:
+                continue
+            if name == "train":
+                split = Split(*(array[:num_train_evaluated] for array in split))
+            variables = {"params": state.params, **state.rest}
+            outputs, _ = model.apply(variables, hyper, split.inputs, key=key, train=False)
+            values = _example_metrics(loss, metrics, outputs, split.labels)
+            measured |= {f"{name}/{metric}": value.mean() for metric, value in values.items()}
+        return measured
+
+    return Learner(data, {**model.hyper, **optimizer.hyper}, init, update, evaluate)
+
+
+def _split_params(variables: PyTree) -> tuple[PyTree, dict[str, Any]]:
+    rest = dict(variables)
+    return rest.pop("params"), rest
+
+
+def _batch(key: Key, split: Split, batch_size: int | None) -> Split:
+    if batch_size is None:
+        return split
+    rows = jax.random.randint(key, (batch_size,), 0, len(split.inputs))
+    return Split(split.inputs[rows], split.labels[rows])
+
+
+def _example_metrics(loss: Loss, metrics: Any, outputs: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    values = {"loss": loss(outputs, labels)}
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        values["accuracy"] = losses.accuracy(outputs, labels)
+    return values | dict(metrics(outputs, labels) if metrics else {})

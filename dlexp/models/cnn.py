@@ -1,0 +1,93 @@
+"""Convolutional networks over one or two spatial axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+
+from dlexp.models import layers
+from dlexp.models.linen import from_linen
+from dlexp.types import Hyper, Key, Model
+
+
+class ConvLayer(NamedTuple):
+    """One convolution: `channels` filters of extent `kernel` in every spatial axis, then pooling over `pool`."""
+
+    channels: int
+    kernel: int
+    stride: int = 1
+    padding: int = 0
+    pool: int = 1
+
+
+class _CNN(nn.Module):
+    input_shape: tuple[int, ...]
+    conv_layers: tuple[ConvLayer, ...]
+    dense_widths: tuple[int, ...]
+    num_outputs: int
+    activation: str
+    normalization: str
+    lowering: str
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, hyper: Hyper, key: Key, train: bool) -> jax.Array:
+        activate = layers.activation_function(self.activation)
+        hidden = inputs.reshape(len(inputs), *self.input_shape).astype(float)
+        for channels, kernel, stride, padding, pool in self.conv_layers:
+            window = (kernel,) * (len(self.input_shape) - 1)
+            hidden = layers.Conv(channels, window, stride, padding, self.lowering)(hidden)
+            hidden = activate(layers.normalize(hidden, self.normalization, train))
+            hidden = layers.max_pool(hidden, pool)
+        hidden = hidden.reshape(len(hidden), -1)
+        for width in self.dense_widths:
+            hidden = activate(layers.normalize(nn.Dense(width)(hidden), self.normalization, train))
+        return nn.Dense(self.num_outputs, name="output")(hidden)
+
+
+def cnn(
+    *,
+    input_shape: Sequence[int],
+    conv_layers: Sequence[ConvLayer],
+    num_outputs: int,
+    dense_widths: Sequence[int] = (),
+    activation: str = "relu",
+    normalization: str = "none",
+    initializer: str = "he",
+    lowering: str = "patches",
+) -> Model:
+    """Returns convolutions, then dense layers: `[batch, ...]` to `[batch, num_outputs]`.
+
+    Each layer is convolution (or dense), normalization, activation; pooling follows. Swept: `init_scale`,
+    `bias_scale`.
+
+    Args:
+      input_shape: `(*space, channels)` of one example, one or two spatial axes; inputs are reshaped to it.
+      conv_layers: the convolutions in order.
+      num_outputs: classes, or targets of a regression.
+      dense_widths: units of the dense layers between the convolutions and the output.
+      activation: name of a function in `jax.nn`.
+      normalization: none, batch or layer.
+      initializer: zeros, constant, normal, glorot, he, lecun or orthogonal.
+      lowering: how a convolution is computed (see `dlexp.models.layers.convolve`).
+
+    Raises:
+      ValueError: on a choice that is none of these, or more than two spatial axes.
+    """
+    if len(input_shape) not in (2, 3):
+        raise ValueError(f"cnn: input_shape must be (*space, channels), one or two in space, got {input_shape}")
+    layers.activation_function(activation)
+    layers.check_choice("cnn", "normalization", normalization, layers.NORMALIZATIONS)
+    layers.check_choice("cnn", "lowering", lowering, layers.LOWERINGS)
+    module = _CNN(
+        tuple(input_shape),
+        tuple(ConvLayer(*layer) for layer in conv_layers),
+        tuple(dense_widths),
+        num_outputs,
+        activation,
+        normalization,
+        lowering,
+    )
+    return from_linen(module, initializer=initializer)

@@ -1,0 +1,144 @@
+"""Layers that Linen has not in the form a vmapped grid needs: traced dropout rates, convolution as a matmul."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import product
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dlexp.types import Key
+
+NORMALIZATIONS = ("none", "batch", "layer")
+DROPOUTS = ("none", "inverted", "classic")
+LOWERINGS = ("patches", "native")
+
+
+def check_choice(caller: str, parameter: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raises ValueError, in the caller's name, unless value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{caller}: {parameter} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def activation_function(name: str) -> Callable[[jax.Array], jax.Array]:
+    """Returns the function of that name in `jax.nn` (relu, tanh, sigmoid, gelu, ...); `identity` is linear.
+
+    Raises:
+      ValueError: where there is none.
+    """
+    function = getattr(jax.nn, name, None)
+    if not callable(function) or name.startswith("_"):
+        raise ValueError(f"no activation named {name!r}; use the name of a function in jax.nn, such as 'relu'")
+    return function
+
+
+def normalize(inputs: jax.Array, normalization: str, train: bool) -> jax.Array:
+    """Returns the inputs normalized over the batch, over the features, or as they are; used inside a compact method.
+
+    Source: Ioffe and Szegedy, "Batch Normalization", 2015, https://arxiv.org/abs/1502.03167; Ba, Kiros and Hinton,
+    "Layer Normalization", 2016, https://arxiv.org/abs/1607.06450.
+    """
+    if normalization == "batch":
+        return nn.BatchNorm(use_running_average=not train, momentum=0.9)(inputs)
+    return nn.LayerNorm()(inputs) if normalization == "layer" else inputs
+
+
+def dropout(inputs: jax.Array, rate: jax.Array, key: Key, *, train: bool, convention: str) -> jax.Array:
+    """Returns the inputs with each unit dropped with probability `rate` in training.
+
+    `inverted` divides what is kept by `1 - rate` in training and does nothing at inference; `classic` leaves
+    training as it is and multiplies by `1 - rate` at inference. The rate may be traced, below 1.
+    Source: Srivastava et al., "Dropout", 2014, section 10, https://jmlr.org/papers/v15/srivastava14a.html.
+    """
+    if convention == "none":
+        return inputs
+    if not train:
+        return inputs if convention == "inverted" else inputs * (1.0 - rate)
+    kept = jax.random.bernoulli(key, 1.0 - rate, inputs.shape)
+    scaled = inputs / (1.0 - rate) if convention == "inverted" else inputs
+    return jnp.where(kept, scaled, 0.0)
+
+
+def convolve(
+    inputs: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0, lowering: str = "patches"
+) -> jax.Array:
+    """Returns the cross-correlation over all spatial axes, zero padded.
+
+    Args:
+      inputs: `[batch, *space, in]`.
+      kernel: `[*window, in, out]`.
+      stride: step in every spatial axis.
+      padding: zeros added on both sides of every spatial axis.
+      lowering: `patches` (shifted slices and one matmul) or `native` (XLA's convolution). Equal up to rounding;
+        inside a loop on the CPU, or vmapped over kernels, the native form is many times slower.
+
+    Returns:
+      `[batch, *space, out]`, each extent `(space + 2 padding - window) // stride + 1`.
+    """
+    lower = {"patches": _convolve_patches, "native": _convolve_native}[lowering]
+    return lower(inputs, kernel, stride, padding)
+
+
+def _convolve_patches(inputs: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    window = kernel.shape[:-2]
+    space = [(0, 0), *[(padding, padding)] * len(window), (0, 0)]
+    padded = jnp.pad(inputs, space)
+    extents = [
+        (size - width) // stride + 1 for size, width in zip(padded.shape[1:-1], window, strict=True)
+    ]
+    slices = [
+        padded[(slice(None), *(slice(o, o + (e - 1) * stride + 1, stride) for o, e in zip(offset, extents, strict=True)))]
+        for offset in product(*map(range, window))
+    ]
+    return jnp.concatenate(slices, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _convolve_native(inputs: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    num_space = kernel.ndim - 2
+    space = "HW"[:num_space]
+    return jax.lax.conv_general_dilated(
+        inputs,
+        kernel,
+        window_strides=(stride,) * num_space,
+        padding=((padding, padding),) * num_space,
+        dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
+    )
+
+
+class Conv(nn.Module):
+    """Convolution with a bias: `[batch, *space, in]` to `[batch, *space, channels]` (see `convolve`)."""
+
+    channels: int
+    window: tuple[int, ...]
+    stride: int = 1
+    padding: int = 0
+    lowering: str = "patches"
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Returns the convolved inputs."""
+        shape = (*self.window, inputs.shape[-1], self.channels)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.channels,))
+        outputs = convolve(
+            inputs, kernel, stride=self.stride, padding=self.padding, lowering=self.lowering
+        )
+        return outputs + bias
+
+
+def max_pool(inputs: jax.Array, size: int) -> jax.Array:
+    """Returns the maximum over blocks of `size` in every spatial axis of `[batch, *space, channel]`; rests are cut."""
+    if size == 1:
+        return inputs
+    extents = [extent // size for extent in inputs.shape[1:-1]]
+    cut = inputs[(slice(None), *(slice(extent * size) for extent in extents))]
+    blocks = cut.reshape(len(cut), *(n for extent in extents for n in (extent, size)), cut.shape[-1])
+    return blocks.max(axis=tuple(range(2, 2 * len(extents) + 1, 2)))
+
+
+def num_params(variables: dict) -> int:
+    """Returns how many numbers the collection `params` holds."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))

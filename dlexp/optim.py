@@ -1,0 +1,234 @@
+"""Optimizers as Optax chains built inside the step from traced hyperparameters.
+
+An `Optimizer` is a mark (what may be swept, with its range) and a function from the run's own values to an Optax
+transformation. Every number is an argument of the compiled program, never a constant in it. Optimizers that are
+one formula with other coefficients are one program: sgd is momentum at 0, adam is adamw at weight decay 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dlexp.types import Hyper, Range
+
+LEARNING_RATE = Range(0.0, math.inf)
+_DECAY = Range(0.0, 1.0, open_high=True)
+_POSITIVE = Range(0.0, math.inf, open_low=True)
+
+
+class Schedule(NamedTuple):
+    """A factor on the learning rate, step by step.
+
+    Attributes:
+      hyper: its swept numbers.
+      make: `hyper -> (step -> factor)`; `step` counts from 0, the factor is in [0, 1].
+    """
+
+    hyper: Mapping[str, Range]
+    make: Callable[[Hyper], Callable[[jax.Array], jax.Array]]
+
+
+class Optimizer(NamedTuple):
+    """What an Optax transformation is made of in one run.
+
+    Attributes:
+      hyper: its swept numbers.
+      make_tx: `hyper -> optax.GradientTransformation`, called inside the compiled step.
+    """
+
+    hyper: Mapping[str, Range]
+    make_tx: Callable[[Hyper], optax.GradientTransformation]
+
+
+def constant() -> Schedule:
+    """Returns the factor 1 at every step."""
+    return Schedule({}, lambda hyper: lambda step: jnp.ones((), float))
+
+
+def cosine(decay_steps: int) -> Schedule:
+    """Returns `f + (1 - f) (1 + cos(pi t / decay_steps)) / 2`, f = `final_scale`; it stays at f afterwards.
+
+    Source: Loshchilov and Hutter, "SGDR", 2017, equation 5, https://arxiv.org/abs/1608.03983.
+
+    Args:
+      decay_steps: the default of the swept `decay_steps`, usually the length of the training.
+    """
+    hyper = {
+        "decay_steps": Range(1, math.inf, default=decay_steps, integer=True),
+        "final_scale": Range(0.0, 1.0, default=0.0),
+    }
+
+    def make(hyper: Hyper) -> Callable[[jax.Array], jax.Array]:
+        def factor(step: jax.Array) -> jax.Array:
+            progress = jnp.minimum(step / hyper["decay_steps"], 1.0)
+            decay = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+            return hyper["final_scale"] + (1.0 - hyper["final_scale"]) * decay
+
+        return factor
+
+    return Schedule(hyper, make)
+
+
+def warmup(schedule: Schedule | None = None) -> Schedule:
+    """Returns `schedule` (default constant) times `min(1, (t + 1) / warmup_steps)`; 0 warm-up steps change nothing."""
+    schedule = schedule or constant()
+    hyper = {**schedule.hyper, "warmup_steps": Range(0, math.inf, integer=True)}
+
+    def make(hyper: Hyper) -> Callable[[jax.Array], jax.Array]:
+        after = schedule.make(hyper)
+        return lambda step: jnp.minimum(1.0, (step + 1) / jnp.maximum(hyper["warmup_steps"], 1)) * after(step)
+
+    return Schedule(hyper, make)
+
+
+def _scale_by_learning_rate(schedule: Schedule | None, hyper: Hyper) -> optax.GradientTransformation:
+    if schedule is None:
+        return optax.scale(-hyper["learning_rate"])
+    factor = schedule.make(hyper)
+    return optax.scale_by_schedule(lambda step: -hyper["learning_rate"] * factor(step))
+
+
+def _with_learning_rate(
+    hyper: Mapping[str, Range],
+    direction: Callable[[Hyper], optax.GradientTransformation],
+    schedule: Schedule | None,
+) -> Optimizer:
+    schedule_hyper = schedule.hyper if schedule else {}
+
+    def make_tx(values: Hyper) -> optax.GradientTransformation:
+        return optax.chain(direction(values), _scale_by_learning_rate(schedule, values))
+
+    return Optimizer({"learning_rate": LEARNING_RATE, **hyper, **schedule_hyper}, make_tx)
+
+
+def momentum(schedule: Schedule | None = None, *, default: float = 0.9) -> Optimizer:
+    """Returns heavy-ball momentum: `m <- momentum m + g`, `w <- w - learning_rate m`.
+
+    On a constant gradient the step tends to `learning_rate / (1 - momentum)`. The swept `momentum` is `default`
+    where the grid does not name it.
+    """
+    hyper = {"momentum": _DECAY._replace(default=default)}
+    return _with_learning_rate(hyper, lambda values: optax.trace(values["momentum"]), schedule)
+
+
+def sgd(schedule: Schedule | None = None) -> Optimizer:
+    """Returns stochastic gradient descent, `w <- w - learning_rate g`: momentum at 0, and the same program."""
+    return momentum(schedule, default=0.0)
+
+
+def rmsprop(schedule: Schedule | None = None) -> Optimizer:
+    """Returns RMSprop: `v <- decay v + (1 - decay) g^2`, `w <- w - learning_rate g / (sqrt v + eps)`.
+
+    The first step is `learning_rate / sqrt(1 - decay)` long. Swept with defaults: `decay` 0.9, `eps` 1e-8.
+    Source: Tieleman and Hinton, "Lecture 6.5: RMSProp", 2012.
+    """
+    hyper = {"decay": _DECAY._replace(default=0.9), "eps": _POSITIVE._replace(default=1e-8)}
+
+    def direction(values: Hyper) -> optax.GradientTransformation:
+        return optax.scale_by_rms(values["decay"], values["eps"], eps_in_sqrt=False)
+
+    return _with_learning_rate(hyper, direction, schedule)
+
+
+def adamw(
+    schedule: Schedule | None = None, *, default_weight_decay: float = 1e-2, bias_correction: bool = True
+) -> Optimizer:
+    """Returns Adam with decoupled weight decay: `w <- w - learning_rate (m / (sqrt v + eps) + weight_decay w)`.
+
+    Swept with defaults: `b1` 0.9, `b2` 0.999, `eps` 1e-8, `weight_decay`. Without `bias_correction` m and v are
+    used as they are; on a constant gradient the first step is then `(1 - b1) / sqrt(1 - b2)` times too long.
+    Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, algorithm 2,
+    https://arxiv.org/abs/1711.05101.
+    """
+    hyper = {
+        "b1": _DECAY._replace(default=0.9),
+        "b2": _DECAY._replace(default=0.999),
+        "eps": _POSITIVE._replace(default=1e-8),
+        "weight_decay": Range(0.0, default=default_weight_decay),
+    }
+    scale_by_adam = optax.scale_by_adam if bias_correction else _scale_by_uncorrected_adam
+
+    def direction(values: Hyper) -> optax.GradientTransformation:
+        return optax.chain(
+            scale_by_adam(values["b1"], values["b2"], values["eps"]),
+            optax.add_decayed_weights(values["weight_decay"]),
+        )
+
+    return _with_learning_rate(hyper, direction, schedule)
+
+
+def adam(schedule: Schedule | None = None, *, bias_correction: bool = True) -> Optimizer:
+    """Returns Adam: adamw at weight decay 0, and the same program.
+
+    Source: Kingma and Ba, "Adam", 2015, algorithm 1, https://arxiv.org/abs/1412.6980.
+    """
+    return adamw(schedule, default_weight_decay=0.0, bias_correction=bias_correction)
+
+
+def _scale_by_uncorrected_adam(b1: jax.Array, b2: jax.Array, eps: jax.Array) -> optax.GradientTransformation:
+    def init(params: optax.Params) -> tuple[optax.Updates, optax.Updates]:
+        return jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params)
+
+    def update(
+        grads: optax.Updates, moments: tuple[optax.Updates, optax.Updates], params: optax.Params | None = None
+    ) -> tuple[optax.Updates, tuple[optax.Updates, optax.Updates]]:
+        del params
+        first = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, moments[0], grads)
+        second = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, moments[1], grads)
+        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), first, second)
+        return updates, (first, second)
+
+    return optax.GradientTransformation(init, update)
+
+
+def add_decayed_weights(penalty: str = "l2_penalty") -> Optimizer:
+    """Returns `g <- g + 2 l2_penalty w`: the gradient of `l2_penalty sum(w^2)` added to the loss's.
+
+    It stands before the optimizer in a chain, so the optimizer rescales it; `adamw` decays beside it. The usual
+    "weight decay" number of this form is twice the penalty.
+
+    Args:
+      penalty: name of the swept coefficient.
+    """
+    return Optimizer({penalty: Range(0.0)}, lambda hyper: optax.add_decayed_weights(2.0 * hyper[penalty]))
+
+
+def clip_by_global_norm() -> Optimizer:
+    """Returns `g <- g min(1, clip_norm / |g|)`, |g| over all parameters together; it stands first in a chain.
+
+    Source: Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", 2013,
+    algorithm 1, https://arxiv.org/abs/1211.5063.
+    """
+    return Optimizer({"clip_norm": _POSITIVE}, lambda hyper: optax.clip_by_global_norm(hyper["clip_norm"]))
+
+
+def chain(*optimizers: Optimizer) -> Optimizer:
+    """Returns the optimizers one after another, with all their swept numbers.
+
+    Raises:
+      ValueError: where two of them read the same name with different ranges.
+    """
+    hyper: dict[str, Range] = {}
+    for optimizer in optimizers:
+        for name, legal in optimizer.hyper.items():
+            if hyper.setdefault(name, legal) != legal:
+                raise ValueError(f"chain: two optimizers read {name!r} with different ranges; rename one of them")
+    return Optimizer(hyper, lambda values: optax.chain(*(each.make_tx(values) for each in optimizers)))
+
+
+def from_name(name: str, schedule: Schedule | None = None) -> Optimizer:
+    """Returns sgd, momentum, rmsprop, adam or adamw with its defaults.
+
+    Raises:
+      ValueError: on another name.
+    """
+    optimizers = {each.__name__: each for each in (sgd, momentum, rmsprop, adam, adamw)}
+    if name not in optimizers:
+        raise ValueError(f"from_name: no optimizer named {name!r}; there are {', '.join(optimizers)}")
+    return optimizers[name](schedule)

@@ -1,0 +1,117 @@
+"""House style: what every figure shares, and the few shapes that most of them are made of."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dlexp import analysis
+from dlexp.results import store
+from dlexp.results.table import Table
+
+# Okabe and Ito, "Color Universal Design", 2008: told apart by every kind of colour vision.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LESSON = "#BBBBBB"
+
+_STYLE: dict[str, Any] = {
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.prop_cycle": matplotlib.cycler(color=COLORS),
+    "grid.color": "#E6E6E6",
+    "legend.frameon": False,
+    "lines.linewidth": 2.0,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "dlexp",
+    "figure.dpi": 100,
+    "figure.constrained_layout.use": True,
+}
+
+
+def style() -> AbstractContextManager:
+    """Returns the context in which figures are made and saved."""
+    return matplotlib.rc_context(_STYLE)
+
+
+def subplots(num_rows: int = 1, num_columns: int = 1, *, width: float = 5.0, height: float = 3.8) -> tuple[Figure, Any]:
+    """Returns a figure and its axes, `width` x `height` inches each."""
+    figure = Figure(figsize=(width * num_columns, height * num_rows), layout="constrained")
+    return figure, figure.subplots(num_rows, num_columns)
+
+
+def band(axes: Axes, x: np.ndarray, values: np.ndarray, *, label: str, color: str, failed: float = np.nan) -> None:
+    """Draws the mean over runs as a line and its 95% interval as a band.
+
+    Args:
+      axes: where.
+      x: `[position]`.
+      values: `[run, position]`.
+      label: the line's name, read by `label_lines` or a legend.
+      color: of both.
+      failed: what a value that is not finite counts as.
+    """
+    filled = np.where(np.isfinite(values), values, failed)
+    intervals = [analysis.t_interval(column) for column in filled.T]
+    mean, low, high = (np.array(each) for each in zip(*intervals, strict=True))
+    axes.plot(x, mean, color=color, label=label)
+    axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+
+
+def points_band(
+    axes: Axes, table: Table, metric: str, *, over: str, label: str, color: str, failed: float = np.nan
+) -> None:
+    """Draws a metric's last value over an axis: mean over seeds, 95% band, a cross where every seed failed."""
+    means = analysis.points(table, metric, failed=failed, by=[over]).sort_values(over)
+    x = means[over].to_numpy(float)
+    axes.plot(x, means["mean"], color=color, label=label, marker="o", markersize=3.5)
+    axes.fill_between(x, means["low"], means["high"], color=color, alpha=0.2, linewidth=0)
+    lost = (means["num_failed"] == means["num_seeds"]).to_numpy()
+    axes.plot(x[lost], means["mean"][lost], linestyle="none", marker="x", color=color, markersize=8)
+
+
+def heat_map(axes: Axes, table: Table, metric: str, *, x: str, y: str, failed: float = np.nan, **options: Any) -> Any:
+    """Draws the mean over seeds of a metric's last value over two axes and returns the mesh for a colour bar."""
+    means = analysis.points(table, metric, failed=failed, by=[y, x])
+    grid = means.pivot(index=y, columns=x, values="mean").sort_index(axis=0).sort_index(axis=1)
+    mesh = axes.pcolormesh(np.arange(grid.shape[1]), np.arange(grid.shape[0]), grid.to_numpy(), **options)
+    for axis, labels in ((axes.xaxis, grid.columns), (axes.yaxis, grid.index)):
+        axis.set_ticks(np.arange(len(labels)), [f"{value:.2g}" for value in labels])
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(False)
+    return mesh
+
+
+def theory_line(axes: Axes, x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, label: str) -> None:
+    """Draws what theory predicts: black and dashed, in the same axes as what was measured."""
+    axes.plot(x, y, color="black", linestyle="--", linewidth=1.5, label=label, zorder=3)
+
+
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """Puts one legend for all axes under the figure."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6))
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Writes `path.svg` and `path.png`, the same bytes for the same figure, and returns both paths."""
+    written = []
+    for ending, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
+        content = io.BytesIO()
+        with style():
+            figure.savefig(content, format=ending, metadata=metadata, dpi=140)
+        target = path.with_suffix(f".{ending}")
+        store.write_bytes(target, content.getvalue())
+        written.append(target)
+    return written

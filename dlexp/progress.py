@@ -1,0 +1,83 @@
+"""What a sweep shows while it runs: a live bar in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+_PLAIN_SECONDS = 5.0  # between two plain lines
+
+
+class Display:
+    """A context in which a sweep reports what happens.
+
+    Args:
+      console: where to write.
+      sweep: name of the sweep.
+      num_runs: of the whole grid.
+      num_done: saved before.
+      num_steps: of each run.
+    """
+
+    def __init__(self, console: Console, sweep: str, num_runs: int, num_done: int, num_steps: int) -> None:
+        """Shows nothing until it is entered."""
+        self._console, self._sweep = console, sweep
+        self._num_runs, self._done, self._before = num_runs, num_done, num_done
+        self._unit = max(num_steps, 1)
+        self._advanced, self._diverged, self._diverged_here = 0.0, 0, 0
+        self._began = self._spoken = time.monotonic()
+        self._live = console.is_terminal or console.is_jupyter
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not self._live,
+        )
+        self._task: TaskID = self._bar.add_task(sweep, total=float(num_runs), completed=float(num_done), text="")
+
+    def __enter__(self) -> Display:
+        """Starts the bar."""
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, value: BaseException | None, traceback: TracebackType | None) -> None:
+        """Leaves a last line that says how far it came."""
+        self._bar.stop()
+        if not self._live:
+            self._say()
+
+    def compiling(self, config: str) -> None:
+        """A group waits for its programs."""
+        self._bar.update(self._task, text=f"compiling {config}")
+        if not self._live:
+            self._console.print(f"{self._sweep}: compiling {config}", highlight=False, soft_wrap=True)
+
+    def advanced(self, run_steps: int, num_nonfinite: int) -> None:
+        """Runs made some steps."""
+        self._advanced += run_steps / self._unit
+        self._diverged_here = num_nonfinite
+        self._bar.update(self._task, completed=self._before + self._advanced, text=self._text())
+        if not self._live and time.monotonic() - self._spoken > _PLAIN_SECONDS:
+            self._say()
+
+    def finished(self, num_runs: int, num_nonfinite: int) -> None:
+        """A chunk of runs is saved."""
+        self._done += num_runs
+        self._diverged, self._diverged_here = self._diverged + num_nonfinite, 0
+        self._advanced = float(self._done - self._before)
+        self._bar.update(self._task, completed=float(self._done), text=self._text())
+
+    def _text(self) -> str:
+        rate = self._advanced / max(time.monotonic() - self._began, 1e-9)
+        diverged = self._diverged + self._diverged_here
+        return f"{self._done} of {self._num_runs} runs, {rate:.1f} runs/s, {diverged} non-finite"
+
+    def _say(self) -> None:
+        self._spoken = time.monotonic()
+        self._console.print(f"{self._sweep}: {self._text()}", highlight=False, soft_wrap=True)

@@ -1,0 +1,128 @@
+"""What is said in the terminal: the plan before, the best points and verdicts after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich import box
+from rich.table import Table as Grid
+from rich.text import Text
+
+from dlexp import analysis
+from dlexp.claims import Claim
+from dlexp.results.table import Results, Table
+
+if TYPE_CHECKING:
+    from dlexp.sweep.plan import Plan
+
+_VERDICT_STYLES = {"supported": "green", "refuted": "red", "mixed": "yellow", "undecided": "dim"}
+_UNITS = {"flops": ("FLOP", 1000.0), "bytes": ("B", 1024.0)}
+
+
+def plan_tables(plans: Mapping[str, Plan]) -> Iterable[Grid | str]:
+    """Yields, for each sweep, its groups with what they cost, then the totals."""
+    for name, plan in plans.items():
+        rows = _new(f"{name}: {plan.sweep.num_steps} steps, {plan.sweep.num_evals} evaluations")
+        headings = ("group", "runs", "width", "chunks", "parameters", "state a run", "FLOPs")
+        for heading in headings:
+            rows.add_column(heading, justify="left" if heading == "group" else "right")
+        for group in plan.groups:
+            config = ", ".join(f"{key}={value}" for key, value in group.family.config.items()) or "(all)"
+            flops = _amount(group.flops * group.num_runs, "flops")
+            cells = (group.num_runs, group.width, num_chunks(plan, group.num_runs, group.width), f"{group.num_params:,}")
+            rows.add_row(config, *map(str, cells), _amount(group.state_bytes, "bytes"), flops)
+        yield rows
+    yield _totals(list(plans.values()))
+
+
+def num_chunks(plan: Plan, num_runs: int, width: int) -> int:
+    """Returns how many calls train that many runs."""
+    return -(-num_runs // (width * plan.num_devices))
+
+
+def _totals(plans: Sequence[Plan]) -> str:
+    groups = [(plan, group) for plan in plans for group in plan.groups]
+    programs = sum(3 if plan.sweep.num_steps else 2 for plan, _ in groups)
+    chunks = sum(num_chunks(plan, group.num_runs, group.width) for plan, group in groups)
+    flops = _amount(sum(group.flops * group.num_runs for _, group in groups), "flops")
+    largest = max((g.state_bytes * g.width * p.num_devices for p, g in groups), default=0)
+    return (
+        f"in all: {len(groups)} groups, at most {programs} programs to compile, {sum(p.num_runs for p in plans)} runs "
+        f"in {chunks} chunks on {plans[0].num_devices} devices, {flops}, {_amount(largest, 'bytes')} of state at once"
+    )
+
+
+def best_points(results: Results) -> Iterable[Grid]:
+    """Yields, for each sweep with a validation metric, the best swept values of every config."""
+    for name, table in results.items():
+        over = [axis for axis in table.axes if axis in table.frame and _is_swept(results, name, axis)]
+        if not over or not any(metric in table.frame for metric in analysis.CHOOSE_BY):
+            continue
+        yield _best_table(name, table, over)
+
+
+def claim_table(claims: Sequence[Claim]) -> Grid:
+    """Returns the verdicts, one a row."""
+    rows = _new("claims")
+    for heading in ("verdict", "claim", "effect", "95% interval", "seeds"):
+        rows.add_column(heading, overflow="fold")
+    for claim in claims:
+        low, high = claim.interval
+        verdict = Text(claim.verdict, style=_VERDICT_STYLES[claim.verdict])
+        rows.add_row(verdict, claim.claim, f"{claim.effect:.3g}", f"{low:.3g} to {high:.3g}", str(claim.num_seeds))
+    return rows
+
+
+def agreement(own: Results, reference: Results) -> Iterable[str]:
+    """Yields a sentence for each sweep on how far its runs agree with the same runs of the reference."""
+    for name, table in own.items():
+        if name not in reference:
+            continue
+        shared = table.frame.merge(reference[name].frame, on="run_id", suffixes=("", " (reference)"))
+        metric = next((m for m in ("test/accuracy", "test/loss", *table.metrics) if m in table.frame), None)
+        if not len(shared) or metric is None or metric not in reference[name].frame:
+            yield f"{name}: shares no run with the reference"
+            continue
+        difference = np.abs(shared[metric] - shared[f"{metric} (reference)"])
+        same = (shared["status"] == shared["status (reference)"]).sum()
+        yield (
+            f"{name}: {len(shared)} of {len(table)} runs are in the reference too; {metric} differs by "
+            f"{difference.median():.2g} in the median and {difference.max():.2g} at most, {same} have the same status"
+        )
+
+
+def _best_table(name: str, table: Table, over: Sequence[str]) -> Grid:
+    best = analysis.best(table, over)
+    metric = next(m for m in analysis.CHOOSE_BY if m in table.frame).replace("validation/", "test/")
+    rows = _new(f"{name}: best point by validation, {metric} there")
+    shown = [column for column in best if column not in ("low", "high", "num_failed", "mean", "num_seeds")]
+    for heading in (*shown, "mean", "95% interval", "seeds", "failed"):
+        rows.add_column(str(heading), justify="left" if heading in shown else "right")
+    for point in best.to_dict("records"):
+        cells = [_cell(point[column]) for column in shown]
+        interval = f"{point['low']:.4f} to {point['high']:.4f}"
+        rows.add_row(*cells, f"{point['mean']:.4f}", interval, str(point["num_seeds"]), str(point["num_failed"]))
+    return rows
+
+
+def _is_swept(results: Results, sweep: str, axis: str) -> bool:
+    return any(axis in block["hyper"] for block in results.manifest["sweeps"][sweep]["blocks"])
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _new(title: str) -> Grid:
+    return Grid(title=title, title_justify="left", box=box.SIMPLE)
+
+
+def _amount(number: float, kind: str) -> str:
+    unit, base = _UNITS[kind]
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if number < base or prefix == "P":
+            return f"{number:.3g} {prefix}{unit}"
+        number /= base
+    raise AssertionError

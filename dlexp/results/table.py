@@ -1,0 +1,276 @@
+"""Saved results as tables: a row a run, curves, and arrays labelled by the axes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from dlexp.results import store
+from dlexp.results.store import ResultsError
+from dlexp.sweep.grid import Block, Grid, Identity, run_id
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_MAX_LABELLED = 50_000_000  # numbers in one labelled array
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Runs whose metrics have the same shapes: `frame` without metrics, and each metric `[run, evaluation, ...]`."""
+
+    frame: pd.DataFrame
+    metrics: Mapping[str, np.ndarray]
+
+    def take(self, rows: np.ndarray) -> Part:
+        """Returns some of the rows, in this order."""
+        frame = self.frame.iloc[rows].reset_index(drop=True)
+        return Part(frame, {name: values[rows] for name, values in self.metrics.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The runs of one sweep.
+
+    Attributes:
+      name: of the sweep.
+      parts: the runs by the shapes of their metrics.
+      axes: names of the axes, in the grid's order, without the seed.
+      num_steps: optimizer steps of a run.
+      num_evals: evaluations after step 0.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    axes: tuple[str, ...]
+    num_steps: int
+    num_evals: int
+
+    def __len__(self) -> int:
+        return sum(len(part.frame) for part in self.parts)
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """A row a run: its axes, seed, run_id, status, nonfinite_at, and each scalar metric's last value."""
+        frames = []
+        for part in self.parts:
+            last = {name: values[:, -1] for name, values in part.metrics.items() if values.ndim == 2}
+            frames.append(pd.concat([part.frame, pd.DataFrame(last, index=part.frame.index)], axis=1))
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of all metrics."""
+        return sorted({name for part in self.parts for name in part.metrics})
+
+    def select(self, **values: Any) -> Table:
+        """Returns the runs with these values on these axes (`seed` and `status` too); a list means any of them.
+
+        Raises:
+          ValueError: on an axis the sweep has not, or where no run is left.
+        """
+        for name in values:
+            if name not in (*self.axes, "seed", "status"):
+                raise ValueError(f"select: sweep {self.name} has no axis {name!r}; it has {', '.join(self.axes)}")
+        parts = [_select(part, values) for part in self.parts]
+        left = tuple(part for part in parts if len(part.frame))
+        if not left:
+            raise ValueError(f"select: no run of sweep {self.name} has {values}")
+        return Table(self.name, left, self.axes, self.num_steps, self.num_evals)
+
+    def curves(self, metric: str) -> np.ndarray:
+        """Returns one metric of all runs, `[run, evaluation, ...]`, rows as in `frame`.
+
+        Raises:
+          ValueError: where no run has the metric, or its shape differs between runs.
+        """
+        arrays = [part.metrics[metric] for part in self.parts if metric in part.metrics]
+        if len(arrays) < len(self.parts):
+            raise ValueError(f"curves: not every run has {metric!r}; there are {', '.join(self.metrics)}")
+        if len({array.shape[1:] for array in arrays}) > 1:
+            raise ValueError(f"curves: {metric!r} has several shapes in sweep {self.name}; select one config first")
+        return np.concatenate(arrays)
+
+    def steps(self, metric: str) -> np.ndarray:
+        """Returns the optimizer step of each evaluation of a metric, `[evaluation]`."""
+        interval = self.num_steps // self.num_evals
+        num = self.curves(metric).shape[1]
+        return interval * (np.arange(num) + (self.num_evals + 1 - num if interval else 0))
+
+    def labelled(self, metric: str) -> xr.DataArray:
+        """Returns one metric labelled by its axes: `[*axes, seed, step, ...]`, NaN where the grid has no run.
+
+        An axis that some blocks of the grid lack has the extra label None there.
+
+        Raises:
+          ValueError: as `curves`, or where the product of the axes is too large; select first.
+        """
+        import xarray as xr
+
+        values, frame = self.curves(metric), self.frame
+        names = [name for name in (*self.axes, "seed") if name in frame]
+        labels, places = zip(*(_labels(frame[name]) for name in names), strict=True)
+        shape = (*map(len, labels), *values.shape[1:])
+        if np.prod([float(n) for n in shape]) > _MAX_LABELLED:
+            raise ValueError(f"labelled: {' x '.join(map(str, shape))} numbers are too many; select first")
+        array = np.full(shape, np.nan, np.result_type(values.dtype, np.float32))
+        array[places] = values
+        rest = [f"axis_{index}" for index in range(values.ndim - 2)]
+        coords = {**dict(zip(names, labels, strict=True)), "step": self.steps(metric)}
+        return xr.DataArray(array, dims=[*names, "step", *rest], coords=coords, name=metric)
+
+    def to_csv(self, path: str | os.PathLike) -> None:
+        """Writes `frame` as CSV."""
+        self.frame.to_csv(path, index=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Results(Mapping[str, Table]):
+    """All saved sweeps of one experiment at one scale: a mapping from the sweep's name to its table.
+
+    Attributes:
+      experiment: its name.
+      scale: smoke, cpu or gpu.
+      folder: where they are.
+      tables: the sweeps.
+      manifest: what else is known of them.
+    """
+
+    experiment: str
+    scale: str
+    folder: Path
+    tables: Mapping[str, Table]
+    manifest: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Table:
+        """Returns a sweep's table."""
+        if name not in self.tables:
+            known = ", ".join(self.tables) or "none"
+            raise ResultsError(f"{self.folder} has no finished run of sweep {name!r}; there are {known}")
+        return self.tables[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tables)
+
+    def __len__(self) -> int:
+        return len(self.tables)
+
+    def __repr__(self) -> str:
+        sweeps = ", ".join(f"{name}: {len(table)} runs" for name, table in self.tables.items())
+        return f"Results({self.experiment}, {self.scale}, {sweeps})"
+
+
+def load(folder: str | os.PathLike) -> Results:
+    """Returns the runs of the current grid saved in `DIR/section/name/scale`; others in the folder are left out.
+
+    Raises:
+      ResultsError: where there are none, a file is damaged, or one run was saved with two values.
+    """
+    folder = Path(folder)
+    manifest = store.read_manifest(folder)
+    if manifest is None:
+        raise ResultsError(f"{folder} holds no results; train them first")
+    tables = {}
+    for name, declared in manifest["sweeps"].items():
+        identity = Identity(manifest["experiment"], manifest["version"], name, declared["num_steps"])
+        table = _table(folder / name, identity, _grid(declared["blocks"]), declared["num_evals"])
+        if len(table):
+            tables[name] = table
+    return Results(manifest["experiment"], manifest["scale"], folder, tables, manifest)
+
+
+def describe(grid: Grid) -> list[dict[str, Any]]:
+    """Returns a grid's blocks as JSON can hold them."""
+    return [{key: _listed(value) for key, value in block._asdict().items()} for block in grid.blocks]
+
+
+def _listed(value: Any) -> Any:
+    return {key: list(entry) for key, entry in value.items()} if isinstance(value, Mapping) else list(value)
+
+
+def _grid(blocks: list[dict[str, Any]]) -> Grid:
+    def block(described: dict[str, Any]) -> Block:
+        config, hyper = (
+            {name: tuple(values) for name, values in described[kind].items()} for kind in ("config", "hyper")
+        )
+        return Block(config, hyper, tuple(described["seeds"]))
+
+    return Grid(tuple(map(block, blocks)))
+
+
+def _table(folder: Path, identity: Identity, grid: Grid, num_evals: int) -> Table:
+    ids = (run_id(identity, run) for family in grid.families() for run in grid.runs(family))
+    places = {name: place for place, name in enumerate(ids)}
+    parts = [_part(table, about, places) for _, table, about in store.chunks(folder)]
+    axes = tuple(name for name in grid.axes if name != "seed")
+    merged = _merged([part for part in parts if len(part.frame)], folder)
+    return Table(identity.sweep, merged, axes, identity.num_steps, num_evals)
+
+
+def _part(table: Any, about: Mapping[str, Any], places: Mapping[str, int]) -> Part:
+    metrics = {name: store.to_numpy(table[name]) for name in about["metrics"]}
+    frame = table.drop_columns(list(metrics)).to_pandas()
+    place = frame["run_id"].map(places)
+    frame.insert(0, "place", place.fillna(-1).astype(int))
+    return Part(frame, metrics).take(np.flatnonzero(place.notna().to_numpy()))
+
+
+def _merged(parts: list[Part], folder: Path) -> tuple[Part, ...]:
+    """Parts with equal columns and shapes become one, in the grid's order, each run once."""
+    alike: dict[Any, list[Part]] = {}
+    for part in parts:
+        shapes = tuple(sorted((name, values.shape[1:]) for name, values in part.metrics.items()))
+        alike.setdefault((tuple(part.frame.columns), shapes), []).append(part)
+    merged = []
+    for members in alike.values():
+        frame = pd.concat([part.frame for part in members], ignore_index=True)
+        metrics = {name: np.concatenate([part.metrics[name] for part in members]) for name in members[0].metrics}
+        order = np.argsort(frame["place"].to_numpy(), kind="stable")
+        joined = Part(frame, metrics).take(order)
+        merged.append(_each_once(joined, folder))
+    merged.sort(key=lambda part: part.frame["place"].iloc[0])
+    return tuple(Part(part.frame.drop(columns="place"), part.metrics) for part in merged)
+
+
+def _each_once(part: Part, folder: Path) -> Part:
+    repeated = np.flatnonzero(part.frame["place"].duplicated().to_numpy())
+    for row in repeated:
+        if not all(np.array_equal(v[row], v[row - 1], equal_nan=True) for v in part.metrics.values()):
+            name = part.frame["run_id"].iloc[row]
+            raise ResultsError(f"{folder} holds run {name} twice with different values; train again with --fresh")
+    return part.take(np.setdiff1d(np.arange(len(part.frame)), repeated))
+
+
+def _select(part: Part, values: Mapping[str, Any]) -> Part:
+    keep = np.ones(len(part.frame), bool)
+    for name, value in values.items():
+        wanted = list(value) if isinstance(value, (list, tuple, set, np.ndarray)) else [value]
+        if name in part.frame:
+            column = part.frame[name]
+            keep &= _close(column, wanted) if column.dtype.kind == "f" else column.isin(wanted).to_numpy()
+        else:
+            keep &= None in wanted
+    return part.take(np.flatnonzero(keep))
+
+
+def _close(column: pd.Series, wanted: list[Any]) -> np.ndarray:
+    """Equal to 9 significant digits, as run ids count."""
+    numbers = np.array([np.nan if value is None else value for value in wanted], float)
+    return np.isclose(column.to_numpy()[:, None], numbers, rtol=1e-8, atol=0).any(axis=1)
+
+
+def _labels(column: pd.Series) -> tuple[list[Any], np.ndarray]:
+    """The distinct values of a column in order (numbers sorted), and each row's place among them."""
+    codes, values = pd.factorize(column, sort=pd.api.types.is_numeric_dtype(column), use_na_sentinel=True)
+    labels: list[Any] = list(values)
+    if (codes < 0).any():
+        codes = np.where(codes < 0, len(labels), codes)
+        labels.append(np.nan if pd.api.types.is_numeric_dtype(column) else None)
+    return labels, codes

@@ -1,0 +1,159 @@
+"""How a sweep will be trained: its groups, the width of a call, what each costs. Nothing is compiled here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlexp.sweep import cost
+from dlexp.sweep.grid import Family, Identity, Run, run_id
+from dlexp.types import Learner, Sweep
+
+DEFAULT_WIDTH = {"cpu": 8, "gpu": 512, "tpu": 512}  # runs vmapped on one device
+MEMORY_SHARE = 0.5  # of a device's memory that one call may take by estimate
+_UNKNOWN_MEMORY = 8 * 2**30
+
+
+class Group(NamedTuple):
+    """The runs of one config: what they do, how many, and how wide a call is.
+
+    Attributes:
+      family: config and swept names.
+      learner: what a run does.
+      num_runs: runs of the grid in this group.
+      width: runs vmapped on one device; fixed for the group, so a run's numbers never depend on how many others
+        the grid has.
+      num_params: numbers in the learner's `params`.
+      state_bytes: of one run between steps.
+      flops: of one run, training and evaluations.
+    """
+
+    family: Family
+    learner: Learner
+    num_runs: int
+    width: int
+    num_params: int
+    state_bytes: int
+    flops: float
+
+
+class Plan(NamedTuple):
+    """One sweep, laid out for the devices at hand."""
+
+    identity: Identity
+    sweep: Sweep
+    groups: tuple[Group, ...]
+    num_devices: int
+
+    def runs(self, group: Group) -> Iterator[tuple[str, Run]]:
+        """Yields each run of a group with its id."""
+        for run in self.sweep.grid.runs(group.family):
+            yield run_id(self.identity, run), run
+
+    @property
+    def num_runs(self) -> int:
+        """Runs of the whole grid."""
+        return sum(group.num_runs for group in self.groups)
+
+
+def make(identity: Identity, sweep: Sweep, devices: list[jax.Device]) -> Plan:
+    """Returns the plan of a sweep on these devices.
+
+    Raises:
+      ValueError: where the grid and the learner do not fit (an axis the learner does not read, a value out of its
+        range, a value missing), or the evaluations do not divide the training evenly.
+    """
+    if sweep.num_steps < 0 or sweep.num_evals < 1 or sweep.num_steps % sweep.num_evals:
+        raise ValueError(
+            f"sweep {identity.sweep}: num_steps must be a multiple of num_evals={sweep.num_evals}, "
+            f"got {sweep.num_steps}; take {_nearest_multiple(sweep.num_steps, sweep.num_evals)}"
+        )
+    groups = tuple(_group(identity, sweep, family, devices) for family in sweep.grid.families())
+    return Plan(identity, sweep, groups, len(devices))
+
+
+def full_hyper(learner: Learner, run: Run) -> dict[str, float]:
+    """Returns a value for everything the learner reads: the run's own, else the default."""
+    return {name: run.hyper.get(name, legal.default) for name, legal in sorted(learner.hyper.items())}  # type: ignore[misc]
+
+
+def hyper_dtype(learner: Learner, name: str) -> Any:
+    """Returns int32 for integers, else JAX's float."""
+    return np.int32 if learner.hyper[name].integer else jnp.result_type(float)
+
+
+def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.Device]) -> Group:
+    learner = sweep.make_learner(family.config, sweep.num_steps)
+    _check(identity, sweep, family, learner)
+    if learner.update is None and sweep.num_steps:
+        raise ValueError(f"sweep {identity.sweep}: the learner has no update, so num_steps must be 0")
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    hyper = {name: jax.ShapeDtypeStruct((), hyper_dtype(learner, name)) for name in sorted(learner.hyper)}
+    data = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), learner.data)
+    state = jax.eval_shape(learner.init, key, hyper, data)
+    evaluation = cost.of(learner.evaluate, key, hyper, data, state)
+    step = cost.of(learner.update, key, hyper, data, state) if learner.update else cost.Cost(0.0, 0.0)
+    peak = 2 * cost.num_bytes(state) + max(step.temporary_bytes, evaluation.temporary_bytes)
+    return Group(
+        family,
+        learner,
+        sweep.grid.num_runs(family),
+        _width(devices, peak, cost.num_bytes(data)),
+        _num_params(state),
+        cost.num_bytes(state),
+        sweep.num_steps * step.flops + (sweep.num_evals + 1) * evaluation.flops,
+    )
+
+
+def _width(devices: list[jax.Device], run_bytes: float, data_bytes: float) -> int:
+    """The backend's default, halved until the estimate fits; measured planning will take its place here."""
+    width = DEFAULT_WIDTH.get(devices[0].platform, 64)
+    available = MEMORY_SHARE * _device_memory(devices) - data_bytes
+    while width > 1 and width * run_bytes > available:
+        width //= 2
+    return width
+
+
+def _device_memory(devices: list[jax.Device]) -> float:
+    stats = devices[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return float(stats["bytes_limit"])
+    if devices[0].platform == "cpu" and hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)
+    return _UNKNOWN_MEMORY
+
+
+def _num_params(state: Any) -> int:
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return sum(leaf.size for path, leaf in leaves if "params" in jax.tree_util.keystr(path[:1]))
+
+
+def _check(identity: Identity, sweep: Sweep, family: Family, learner: Learner) -> None:
+    where = f"sweep {identity.sweep}"
+    for name in family.hyper_names:
+        if name not in learner.hyper:
+            known = ", ".join(sorted(learner.hyper)) or "nothing"
+            raise ValueError(
+                f"{where}: the learner of {dict(family.config)} sweeps {known}, not {name!r}; "
+                "if it is a static choice, put it in config"
+            )
+    for name in family.config:
+        if name in learner.hyper:
+            raise ValueError(f"{where}: {name!r} is a swept value of the learner; move it from config to hyper")
+    for name, legal in learner.hyper.items():
+        if legal.default is None and name not in family.hyper_names:
+            raise ValueError(f"{where}: axis {name} is missing; give it values in the grid's hyper ({legal})")
+    for block in sweep.grid.blocks:
+        for name in family.hyper_names if tuple(sorted(block.hyper)) == family.hyper_names else ():
+            for value in block.hyper[name]:
+                if value not in learner.hyper[name]:
+                    raise ValueError(f"{where}: axis {name} must be {learner.hyper[name]}, got {value!r}")
+
+
+def _nearest_multiple(number: int, divisor: int) -> int:
+    return max(round(number / max(divisor, 1)), 1) * max(divisor, 1)

@@ -1,0 +1,1 @@
+"""Closed forms that figures and tests compare with."""

@@ -1,0 +1,125 @@
+"""The contracts between the rooms: named tuples of pure functions, and nothing that runs by itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    import jax
+    from matplotlib.figure import Figure
+
+    from dlexp.claims import Claim
+    from dlexp.results.table import Results
+    from dlexp.sweep.grid import Grid
+
+Key: TypeAlias = "jax.Array"
+Hyper: TypeAlias = "Mapping[str, jax.Array]"
+Metrics: TypeAlias = "Mapping[str, jax.Array]"
+Config = Mapping[str, Any]
+PyTree = Any
+
+
+class Range(NamedTuple):
+    """The legal values of one swept hyperparameter: the mark that says it may be swept.
+
+    Attributes:
+      low: smallest legal value (itself legal unless `open_low`).
+      high: largest legal value (itself legal unless `open_high`).
+      default: value of a run whose grid does not name it; None means the grid must.
+      integer: whether the value is an int32 in the compiled program (else a float).
+      open_low: whether `low` itself is illegal.
+      open_high: whether `high` itself is illegal.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    default: float | None = None
+    integer: bool = False
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            return False
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below and (not self.integer or float(value).is_integer())
+
+    def __str__(self) -> str:
+        left = "(" if self.open_low or math.isinf(self.low) else "["
+        right = ")" if self.open_high or math.isinf(self.high) else "]"
+        kind = "an integer" if self.integer else "a number"
+        return f"{kind} in {left}{self.low:g}, {self.high:g}{right}"
+
+
+class Model(NamedTuple):
+    """A network as pure functions of one run; batch statistics travel in `variables`.
+
+    Attributes:
+      init: `(key, hyper, inputs) -> variables`, a mapping with at least the collection `params`.
+      apply: `(variables, hyper, inputs, *, key, train) -> (outputs, variables)`.
+      hyper: the swept values that `init` and `apply` read, with their legal ranges.
+    """
+
+    init: Callable[[Key, Hyper, jax.Array], PyTree]
+    apply: Callable[..., tuple[jax.Array, PyTree]]
+    hyper: Mapping[str, Range] = {}
+
+
+class Learner(NamedTuple):
+    """All that one run does, as pure functions; the engine adds the axis of runs.
+
+    Metric names hold a slash (`test/accuracy`); a metric is a scalar or an array of fixed shape, and finite
+    as long as the run is healthy.
+
+    Attributes:
+      data: pytree of host arrays; the engine puts it on the devices and passes it as an argument.
+      hyper: what may be swept, with its legal range.
+      init: `(key, hyper, data) -> state`.
+      update: `(key, hyper, data, state) -> (state, metrics)`, one optimizer step; None where nothing is trained.
+      evaluate: `(key, hyper, data, state) -> metrics`, at step 0 and at each evaluation.
+    """
+
+    data: PyTree
+    hyper: Mapping[str, Range]
+    init: Callable[[Key, Hyper, PyTree], PyTree]
+    update: Callable[[Key, Hyper, PyTree, PyTree], tuple[PyTree, Metrics]] | None
+    evaluate: Callable[[Key, Hyper, PyTree, PyTree], Metrics]
+
+
+class Sweep(NamedTuple):
+    """All runs of a grid, trained equally long.
+
+    Attributes:
+      grid: the points and seeds (`dlexp.sweep.grid`).
+      make_learner: `(config, num_steps) -> Learner`, called once per group.
+      num_steps: optimizer steps of each run; 0 measures at initialization only.
+      num_evals: evaluations after step 0, evenly spaced; must divide `num_steps`.
+    """
+
+    grid: Grid
+    make_learner: Callable[[Config, int], Learner]
+    num_steps: int
+    num_evals: int = 1
+
+
+class Experiment(NamedTuple):
+    """One question and all it takes to answer it.
+
+    Attributes:
+      name: `section.module`, unique; also the folder of its results.
+      version: part of every run's identity; raise it when the meaning of the code or its constants changes.
+      question: one sentence that ends with a question mark.
+      sweeps: `scale -> {name: Sweep}` for the scales `smoke`, `cpu` and `gpu`.
+      figures: `results -> {name: Figure}`, from saved results alone.
+      claims: `results -> [Claim]`, from saved results alone.
+    """
+
+    name: str
+    version: int
+    question: str
+    sweeps: Callable[[str], Mapping[str, Sweep]]
+    figures: Callable[[Results], Mapping[str, Figure]] = lambda results: {}
+    claims: Callable[[Results], Sequence[Claim]] = lambda results: ()

@@ -1,0 +1,1 @@
+"""How networks learn: optimizers, learning rates, losses."""
