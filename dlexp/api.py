@@ -18,8 +18,8 @@ from dlexp import claims as judging
 from dlexp.results import store, table
 from dlexp.results.store import ResultsError
 from dlexp.results.table import Results
-from dlexp.sweep import grid as grids
-from dlexp.sweep.grid import Identity
+from dlexp.sweep import grids
+from dlexp.sweep.grids import Identity
 from dlexp.types import Experiment, Sweep
 
 if TYPE_CHECKING:
@@ -61,10 +61,15 @@ def run(
       ValueError: where something asked for does not exist or fit; nothing is written then.
       ResultsError: where the folder cannot be used.
     """
+    from rich.console import Console
+
     plans = plan(experiment, scale=scale, seeds=seeds, num_steps=num_steps, axes=axes, only=only)
     folder = train(experiment, plans, scale=scale, out=out, fresh=fresh, console=console)
     results = table.load(folder)
-    publish(experiment, results)
+    try:
+        publish(experiment, results)
+    except ResultsError as error:
+        (console or Console()).print(str(error), highlight=False, soft_wrap=True, markup=False)
     return results
 
 
@@ -174,18 +179,28 @@ def publish(experiment: Experiment, results: Results, folder: Path | None = None
       folder: where they go (default: to the results).
 
     Raises:
-      ResultsError: where a sweep they read is not saved.
+      ResultsError: where the saved grid is not the experiment's own and they cannot be made from it.
     """
     from dlexp import plots
 
     folder = folder or results.folder
     written = []
-    with plots.style():
-        figures = experiment.figures(results)
+    try:
+        with plots.style():
+            figures = experiment.figures(results)
+        claims = experiment.claims(results)
+    except Exception as error:
+        if not _is_changed(experiment, results):
+            raise
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise ResultsError(
+            f"no figures and claims: they cannot be made from the changed grid ({reason}); the runs are saved in "
+            f"{results.folder}"
+        ) from error
     for name, figure in figures.items():
         written += plots.save(figure, folder / "figures" / name)
     path = folder / "claims.json"
-    store.write_text(path, judging.to_json(experiment.claims(results)))
+    store.write_text(path, judging.to_json(claims))
     return [*written, path]
 
 
@@ -250,6 +265,14 @@ class _Others:
 
     def __contains__(self, run_id: object) -> bool:
         return run_id != self._run_id
+
+
+def _is_changed(experiment: Experiment, results: Results) -> bool:
+    """Whether the saved grid is another than the experiment declares, or lacks a sweep."""
+    declared = experiment.sweeps(results.scale)
+    saved = results.manifest["sweeps"]
+    same = {name: table.describe(sweep.grid) for name, sweep in declared.items()}
+    return same != {name: saved[name]["blocks"] for name in results if name in saved}
 
 
 def _with_axis(sweep: Sweep, name: str, values: Sequence[Any]) -> Sweep:

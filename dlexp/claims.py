@@ -21,7 +21,7 @@ class Claim(NamedTuple):
       source: who says so: lesson text (title, section) or paper (title, year, link).
       rule: what is measured and the smallest effect that matters, written down before the sweep.
       verdict: supported, refuted, mixed or undecided.
-      effect: mean of the measured effect over seeds, in the rule's unit.
+      effect: mean of the measured effect over seeds, in the rule's unit; None where it was not measured.
       interval: its 95% interval.
       num_seeds: how many seeds.
       condition: under what the effect was measured; several where the verdict is mixed.
@@ -31,8 +31,8 @@ class Claim(NamedTuple):
     source: str
     rule: str
     verdict: str
-    effect: float
-    interval: tuple[float, float]
+    effect: float | None
+    interval: tuple[float, float] | None
     num_seeds: int
     condition: str
 
@@ -70,19 +70,19 @@ def judge(
       effects: condition -> one value a seed, paired where two things are compared; larger speaks for the claim.
       smallest: the effect that must be exceeded.
 
+    A condition with fewer than two seeds is not measured; without any other the claim is undecided, with no effect.
+
     Raises:
-      ValueError: where there is no condition, fewer than two seeds, or a value that is not finite.
+      ValueError: on a value that is not finite.
     """
-    if not effects:
-        raise ValueError(f"judge: no effects for the claim {claim!r}")
     intervals = {}
     for condition, values in effects.items():
-        values = np.asarray(values, float)
-        if len(values) < 2 or not np.isfinite(values).all():
-            raise ValueError(
-                f"judge: needs at least 2 finite values for {condition!r}, got {values}; count failed runs as a value"
-            )
-        intervals[condition] = analysis.t_interval(values)
+        if not np.isfinite(np.asarray(values, float)).all():
+            raise ValueError(f"judge: {condition!r} has values that are not finite; count failed runs as a value")
+        if len(values) > 1:
+            intervals[condition] = analysis.t_interval(values)
+    if not intervals:
+        return Claim(claim, source, rule, UNDECIDED, None, None, 0, "not measured in this grid")
     verdicts = {name: verdict_of((each.low, each.high), smallest) for name, each in intervals.items()}
     hardest = min(intervals, key=lambda name: abs(intervals[name].mean - smallest))
     agreed = len(set(verdicts.values())) == 1
@@ -94,7 +94,7 @@ def judge(
         verdict=verdicts[hardest] if agreed else MIXED,
         effect=_rounded(intervals[hardest].mean),
         interval=(_rounded(intervals[hardest].low), _rounded(intervals[hardest].high)),
-        num_seeds=min(len(values) for values in effects.values()),
+        num_seeds=min(len(effects[name]) for name in intervals),
         condition=hardest if len(intervals) == 1 else shown,
     )
 
@@ -106,7 +106,8 @@ def to_json(claims: Sequence[Claim]) -> str:
 
 def from_json(text: str) -> list[Claim]:
     """Returns the claims of `to_json`'s text."""
-    return [Claim(**{**entry, "interval": tuple(entry["interval"])}) for entry in json.loads(text)]
+    entries = json.loads(text)
+    return [Claim(**{**entry, "interval": entry["interval"] and tuple(entry["interval"])}) for entry in entries]
 
 
 def _shown(interval: analysis.Interval) -> str:

@@ -32,10 +32,13 @@ def _main(experiment: Experiment, argv: list[str], console: Console, errors: Con
     try:
         values = _parse(argv)
         if values["help"]:
-            _say(console, f"{experiment.name}: {experiment.question}\n{_flags().main_module_help()}")
+            _say(console, f"{experiment.name}: {experiment.question}\n{_flags().get_help()}")
             return 0
         return _redraw(experiment, values, console) if values["redraw"] else _run(experiment, values, console)
-    except (flags.Error, _UsageError) as error:
+    except flags.Error as error:
+        _say(errors, f"error: {error}; --help lists the flags")
+        return _USAGE
+    except _UsageError as error:
         _say(errors, f"error: {error}")
         return _USAGE
     except ResultsError as error:
@@ -55,7 +58,7 @@ def _run(experiment: Experiment, values: dict[str, Any], console: Console) -> in
     except (ValueError, TypeError, FileNotFoundError) as error:
         if os.environ.get("DLEXP_TRACEBACK"):
             raise
-        raise _UsageError(_flagged(str(error))) from error
+        raise _UsageError(_flagged(str(error), values)) from error
     if values["plan"]:
         for part in report.plan_tables(plans):
             console.print(part, highlight=False, soft_wrap=isinstance(part, str))
@@ -79,13 +82,13 @@ def _conclude(experiment: Experiment, folder: Path, console: Console) -> int:
     from dlexp.results import load
 
     results = load(folder)
-    missing = experiment.sweeps(results.scale).keys() - results.keys()
     for part in report.best_points(results):
         console.print(part)
-    if missing:
-        _say(console, f"figures and claims wait for the sweeps {', '.join(sorted(missing))}")
+    try:
+        written = api.publish(experiment, results)
+    except ResultsError as error:
+        _say(console, str(error))
         return 0
-    written = api.publish(experiment, results)
     claims = from_json((results.folder / "claims.json").read_text())
     if claims:
         console.print(report.claim_table(claims))
@@ -149,7 +152,7 @@ def _parse(argv: list[str]) -> dict[str, Any]:
 
 
 def _choices(values: dict[str, Any]) -> dict[str, Any]:
-    from dlexp.sweep.grid import parse_axis
+    from dlexp.sweep.grids import parse_axis
 
     try:
         axes = dict(map(parse_axis, values["axis"]))
@@ -158,11 +161,16 @@ def _choices(values: dict[str, Any]) -> dict[str, Any]:
     return {"seeds": values["seeds"], "num_steps": values["num_steps"], "axes": axes, "only": values["sweep"]}
 
 
-def _flagged(message: str) -> str:
-    """The message with the flag it speaks of in front."""
-    for start, flag in (("there is no axis", "--axis"), ("sweep must be", "--sweep"), ("grid:", "--axis")):
-        if message.startswith(start):
+def _flagged(message: str, values: dict[str, Any]) -> str:
+    """The message with the flag it speaks of in front, where it speaks of one."""
+    given = [(f"--axis={text}", text.partition("=")) for text in values["axis"]]
+    for flag, (name, _, text) in given:
+        if name in message or any(value in message for value in text.split(",")):
             return f"{flag}: {message}"
+    for name in ("num_steps", "seeds", "sweep"):
+        if values[name] and message.startswith((name, "sweep ")) and name in message:
+            value = ",".join(values[name]) if isinstance(values[name], list) else values[name]
+            return f"--{name}={value}: {message}"
     return message
 
 

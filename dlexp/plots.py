@@ -51,7 +51,16 @@ def subplots(num_rows: int = 1, num_columns: int = 1, *, width: float = 5.0, hei
     return figure, figure.subplots(num_rows, num_columns)
 
 
-def band(axes: Axes, x: np.ndarray, values: np.ndarray, *, label: str, color: str, failed: float = np.nan) -> None:
+def band(
+    axes: Axes,
+    x: np.ndarray,
+    values: np.ndarray,
+    *,
+    label: str,
+    color: str,
+    failed: float = np.nan,
+    log: bool = False,
+) -> None:
     """Draws the mean over runs as a line and its 95% interval as a band.
 
     Args:
@@ -61,10 +70,11 @@ def band(axes: Axes, x: np.ndarray, values: np.ndarray, *, label: str, color: st
       label: the line's name, read by `label_lines` or a legend.
       color: of both.
       failed: what a value that is not finite counts as.
+      log: take mean and interval of the logarithms: for values drawn on a logarithmic axis.
     """
     filled = np.where(np.isfinite(values), values, failed)
-    intervals = [analysis.t_interval(column) for column in filled.T]
-    mean, low, high = (np.array(each) for each in zip(*intervals, strict=True))
+    intervals = [analysis.t_interval(np.log(column) if log else column) for column in filled.T]
+    mean, low, high = (np.exp(each) if log else np.array(each) for each in zip(*intervals, strict=True))
     axes.plot(x, mean, color=color, label=label)
     axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
 
@@ -78,7 +88,7 @@ def points_band(
     axes.plot(x, means["mean"], color=color, label=label, marker="o", markersize=3.5)
     axes.fill_between(x, means["low"], means["high"], color=color, alpha=0.2, linewidth=0)
     lost = (means["num_failed"] == means["num_seeds"]).to_numpy()
-    axes.plot(x[lost], means["mean"][lost], linestyle="none", marker="x", color=color, markersize=8)
+    axes.plot(x[lost], means["mean"].to_numpy()[lost], linestyle="none", marker="x", color=color, markersize=8)
 
 
 def heat_map(axes: Axes, table: Table, metric: str, *, x: str, y: str, failed: float = np.nan, **options: Any) -> Any:

@@ -25,9 +25,9 @@ def plan_tables(plans: Mapping[str, Plan]) -> Iterable[Grid | str]:
     """Yields, for each sweep, its groups with what they cost, then the totals."""
     for name, plan in plans.items():
         rows = _new(f"{name}: {plan.sweep.num_steps} steps, {plan.sweep.num_evals} evaluations")
-        headings = ("group", "runs", "width", "chunks", "parameters", "state a run", "FLOPs")
+        headings = ("group", "runs", "width", "chunks", "params", "state", "FLOPs")
         for heading in headings:
-            rows.add_column(heading, justify="left" if heading == "group" else "right")
+            rows.add_column(heading, justify="left" if heading == "group" else "right", overflow="fold")
         for group in plan.groups:
             config = ", ".join(f"{key}={value}" for key, value in group.family.config.items()) or "(all)"
             flops = _amount(group.flops * group.num_runs, "flops")
@@ -69,10 +69,18 @@ def claim_table(claims: Sequence[Claim]) -> Grid:
     for heading in ("verdict", "claim", "effect", "95% interval", "seeds"):
         rows.add_column(heading, overflow="fold")
     for claim in claims:
-        low, high = claim.interval
-        verdict = Text(claim.verdict, style=_VERDICT_STYLES[claim.verdict])
-        rows.add_row(verdict, claim.claim, f"{claim.effect:.3g}", f"{low:.3g} to {high:.3g}", str(claim.num_seeds))
+        numbers = ("", claim.condition if claim.interval is None else _counted(claim))
+        if claim.verdict != "mixed" and claim.interval is not None:
+            numbers = (f"{claim.effect:.3g}", "{:.3g} to {:.3g}".format(*claim.interval))
+        rows.add_row(
+            Text(claim.verdict, style=_VERDICT_STYLES[claim.verdict]), claim.claim, *numbers, str(claim.num_seeds)
+        )
     return rows
+
+
+def _counted(claim: Claim) -> str:
+    counts = {name: claim.condition.count(f": {name} (") for name in _VERDICT_STYLES}
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
 
 
 def agreement(own: Results, reference: Results) -> Iterable[str]:
@@ -102,7 +110,7 @@ def _best_table(name: str, table: Table, over: Sequence[str]) -> Grid:
         rows.add_column(str(heading), justify="left" if heading in shown else "right")
     for point in best.to_dict("records"):
         cells = [_cell(point[column]) for column in shown]
-        interval = f"{point['low']:.4f} to {point['high']:.4f}"
+        interval = f"{point['low']:.4f} to {point['high']:.4f}" if point["num_seeds"] > 1 else "one seed"
         rows.add_row(*cells, f"{point['mean']:.4f}", interval, str(point["num_seeds"]), str(point["num_failed"]))
     return rows
 

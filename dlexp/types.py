@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from dlexp.claims import Claim
     from dlexp.results.table import Results
-    from dlexp.sweep.grid import Grid
+    from dlexp.sweep.grids import Grid
 
 Key: TypeAlias = "jax.Array"
 Hyper: TypeAlias = "Mapping[str, jax.Array]"

@@ -75,8 +75,9 @@ def claim_folder(folder: Path, experiment: str, version: int, *, fresh: bool = F
       ResultsError: where the folder holds something else or cannot be written.
     """
     try:
-        if folder.exists() and not folder.is_dir():
-            raise ResultsError(f"{folder} is a file; choose another --out")
+        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        if not there.is_dir():
+            raise ResultsError(f"{there} is a file, not a folder; choose another --out")
         manifest = read_manifest(folder) or {}
         if not manifest and folder.exists() and any(folder.iterdir()):
             raise ResultsError(f"{folder} holds files that are no results; choose another --out")

@@ -14,7 +14,7 @@ import pandas as pd
 
 from dlexp.results import store
 from dlexp.results.store import ResultsError
-from dlexp.sweep.grid import Block, Grid, Identity, run_id
+from dlexp.sweep.grids import Block, Grid, Identity, run_id
 
 if TYPE_CHECKING:
     import xarray as xr

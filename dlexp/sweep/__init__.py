@@ -1,5 +1,5 @@
 """From a declared grid to finished runs: `grid` says what, `plan` says how, `engine` does it."""
 
-from dlexp.sweep.grid import Grid, geomspace, grid
+from dlexp.sweep.grids import Grid, geomspace, grid
 
 __all__ = ["Grid", "geomspace", "grid"]

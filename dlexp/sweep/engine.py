@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dlexp.sweep import plan as planning
-from dlexp.sweep.grid import Run
+from dlexp.sweep.grids import Run
 from dlexp.sweep.plan import Group, Plan
 from dlexp.types import Key, Learner, PyTree
 

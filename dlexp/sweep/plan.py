@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlexp.sweep import cost
-from dlexp.sweep.grid import Family, Identity, Run, run_id
+from dlexp.sweep.grids import Family, Identity, Run, run_id
 from dlexp.types import Learner, Sweep
 
 DEFAULT_WIDTH = {"cpu": 8, "gpu": 512, "tpu": 512}  # runs vmapped on one device

@@ -14,9 +14,10 @@ the authors' own run at Adam 0.01 and 6000 steps (https://github.com/greydanus/m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from dlexp import analysis, cli, learner, losses, models, optim, plots
@@ -51,21 +52,20 @@ def digits_learner(config: Config, num_steps: int) -> Learner:
 
 def sweeps(scale: str) -> dict[str, Sweep]:
     """Every optimizer at every rate, on two data sets."""
-
-    def rates(optimizers: tuple[str, ...], num_rates: int, seeds: int) -> "Grid":
-        low, high = (1e-4, 10.0) if num_rates > 3 else (1e-3, 1e-1)
-        hyper = {"learning_rate": geomspace(low, high, num_rates)}
-        return grid(config={"optimizer": optimizers}, hyper=hyper, seeds=seeds)
-
     if scale == "smoke":
+        few = {"learning_rate": (1e-2, 1e-1, 1.0)}
+        two = grid(config={"optimizer": ("sgd", "momentum")}, hyper=few, seeds=2)
+        one = grid(config={"optimizer": ("adam",)}, hyper=few, seeds=2)
         return {
-            "mnist1d": Sweep(rates(("sgd", "momentum"), 3, 2), mnist1d_learner, num_steps=40, num_evals=2),
-            "digits": Sweep(rates(("adam",), 3, 2), digits_learner, num_steps=40, num_evals=2),
+            "mnist1d": Sweep(two, mnist1d_learner, num_steps=40, num_evals=2),
+            "digits": Sweep(one, digits_learner, num_steps=40, num_evals=2),
         }
     num_rates, seeds = {"cpu": (16, 8), "gpu": (46, 64)}[scale]
+    rates = {"learning_rate": geomspace(1e-4, 10.0, num_rates)}
+    every = grid(config={"optimizer": OPTIMIZERS}, hyper=rates, seeds=seeds)
     return {
-        "mnist1d": Sweep(rates(OPTIMIZERS, num_rates, seeds), mnist1d_learner, num_steps=1500, num_evals=15),
-        "digits": Sweep(rates(OPTIMIZERS, num_rates, seeds), digits_learner, num_steps=500, num_evals=10),
+        "mnist1d": Sweep(every, mnist1d_learner, num_steps=1500, num_evals=15),
+        "digits": Sweep(every, digits_learner, num_steps=500, num_evals=10),
     }
 
 
@@ -75,17 +75,173 @@ def figures(results: Results) -> dict[str, Figure]:
 
 
 def claims(results: Results) -> list[Claim]:
-    """What the lesson and the theory say, judged."""
+    """What the lesson and the theory say, judged on each data set."""
     return [
         judge(
-            "Learning rates between 0.001 and 0.1 are the ones to use.",
+            "The best learning rates lie between 0.001 and 0.1, whatever the optimizer.",
             source='text 002, "Deep Learning Intro", Training Dynamics',
-            rule="test accuracy at the best rate within 0.001 to 0.1 minus at the best rate outside, both chosen on "
-            "validation; more than 0",
-            effects=_by_optimizer(results, _inside_minus_outside),
+            rule="test accuracy at the best rate inside 0.001 to 0.1 minus at the best rate outside, rates chosen on "
+            "validation, paired by seed; more than 0",
+            effects=_effects(results, OPTIMIZERS, _inside_minus_outside),
+        ),
+        judge(
+            "Too high a rate overshoots, too low a rate is very slow.",
+            source='text 002, "Deep Learning Intro", Training Dynamics',
+            rule="final training loss at the lowest and at the highest rate of 0.0001 to 10, the better of the two, "
+            "minus at the best rate; a diverged run counts as log 10; at least 0.1 nats",
+            effects=_effects(results, OPTIMIZERS, _ends_minus_best),
+            smallest=0.1,
+        ),
+        judge(
+            "Adam and RMSprop are better optimizers than gradient descent with momentum.",
+            source='text 004, "ML Deep Learning Introduction", Why Deep Learning Became Practical',
+            rule="test accuracy minus momentum's, each at its own best rate by validation, paired by seed; at least "
+            "one point (0.01)",
+            effects=_effects(results, ("rmsprop", "adam"), lambda t, o: _at_best(t, o) - _at_best(t, "momentum")),
+            smallest=0.01,
+        ),
+        judge(
+            "Adam and RMSprop need less tuning than gradient descent.",
+            source="Kingma and Ba, Adam, 2015, https://arxiv.org/abs/1412.6980 (abstract: little tuning)",
+            rule="width in decades of the band of rates within two points of the best test accuracy, minus SGD's, "
+            "seed by seed; at least 0.25 decades",
+            effects=_effects(results, ("rmsprop", "adam"), lambda t, o: _band_decades(t, o) - _band_decades(t, "sgd")),
+            smallest=0.25,
+        ),
+        judge(
+            "Momentum 0.9 acts as gradient descent at ten times the rate.",
+            source="Goh, Why Momentum Really Works, 2017, https://distill.pub/2017/momentum",
+            rule="0.05 minus the mean gap in test accuracy between momentum and SGD at ten times its rate, over the "
+            "rates up to SGD's best and over those above; more than 0",
+            effects={
+                f"{side} SGD's best rate, {name}": 0.05 - _gap_to_shifted_sgd(table, above=side == "above")
+                for name, table in results.items()
+                if {"sgd", "momentum"} <= set(_optimizers(table))
+                for side in ("up to", "above")
+            },
         ),
     ]
 
 
+def _effects(
+    results: Results, optimizers: Sequence[str], effect: Callable[[Table, str], np.ndarray]
+) -> dict[str, np.ndarray]:
+    """One value a seed for every optimizer and data set that is there."""
+    return {
+        f"{optimizer}, {name}": effect(table, optimizer)
+        for name, table in results.items()
+        for optimizer in optimizers
+        if {optimizer, "sgd", "momentum"} <= set(_optimizers(table))
+    }
+
+
 def _optimizers(table: Table) -> list[str]:
     return [name for name in OPTIMIZERS if name in set(table.frame["optimizer"])]
+
+
+def _by_rate(table: Table, optimizer: str, metric: str) -> pd.DataFrame:
+    """Final values, a row a seed and a column a rate; a run that diverged counts as chance."""
+    frame = table.select(optimizer=optimizer).frame
+    values = frame.pivot(index="seed", columns="learning_rate", values=metric)
+    return values.fillna(CHANCE_LOSS if metric.endswith("loss") else CHANCE)
+
+
+def _best_rate(table: Table, optimizer: str) -> float:
+    """The rate with the best mean validation accuracy."""
+    return float(_by_rate(table, optimizer, "validation/accuracy").mean().idxmax())
+
+
+def _at_best(table: Table, optimizer: str) -> np.ndarray:
+    return _by_rate(table, optimizer, "test/accuracy")[_best_rate(table, optimizer)].to_numpy()
+
+
+def _inside_minus_outside(table: Table, optimizer: str) -> np.ndarray:
+    """Empty where the grid has no rate on one of the sides."""
+    accuracy = _by_rate(table, optimizer, "test/accuracy")
+    mean = _by_rate(table, optimizer, "validation/accuracy").mean()
+    low, high = LESSON_RATES
+    inside = (mean.index > 0.999 * low) & (mean.index < 1.001 * high)
+    if inside.all() or not inside.any():
+        return np.array([])
+    return (accuracy[mean[inside].idxmax()] - accuracy[mean[~inside].idxmax()]).to_numpy()
+
+
+def _ends_minus_best(table: Table, optimizer: str) -> np.ndarray:
+    loss = _by_rate(table, optimizer, "train/loss").clip(upper=CHANCE_LOSS)
+    ends = np.minimum(loss.iloc[:, 0], loss.iloc[:, -1])
+    return (ends - loss[_best_rate(table, optimizer)]).to_numpy()
+
+
+def _band_decades(table: Table, optimizer: str) -> np.ndarray:
+    """Width of the good band of each seed alone."""
+    alone = [table.select(optimizer=optimizer, seed=seed) for seed in sorted(set(table.frame["seed"]))]
+    return np.array([float(_band(each)["decades"].iloc[0]) for each in alone])
+
+
+def _band(table: Table) -> pd.DataFrame:
+    return analysis.good_band(table, "learning_rate", metric="test/accuracy", tolerance=BAND, failed=CHANCE)
+
+
+def _gap_to_shifted_sgd(table: Table, above: bool) -> np.ndarray:
+    """Mean distance between momentum's accuracy and SGD's at ten times the rate, a value a seed."""
+    sgd, momentum = (_by_rate(table, name, "test/accuracy") for name in ("sgd", "momentum"))
+    factor, best = theory.momentum_step_multiplier(np.inf), _best_rate(table, "sgd")
+    pairs = [(rate, other) for rate in momentum for other in sgd if np.isclose(other, factor * rate, rtol=1e-6)]
+    gaps = [(momentum[rate] - sgd[other]).abs() for rate, other in pairs if (other > best) == above]
+    return np.mean(gaps, axis=0) if gaps else np.array([])
+
+
+def _accuracy_by_rate(results: Results) -> Figure:
+    figure = Figure(figsize=(5.6 * len(results), 5.4), layout="constrained")
+    axes = figure.subplots(2, len(results), sharex="col", squeeze=False, height_ratios=(4, 1))
+    for column, (name, table) in enumerate(results.items()):
+        curves, bands = axes[:, column]
+        for place, optimizer in enumerate(_optimizers(table)):
+            color = plots.COLORS[OPTIMIZERS.index(optimizer)]
+            runs = table.select(optimizer=optimizer)
+            plots.points_band(
+                curves, runs, "test/accuracy", over="learning_rate", label=optimizer, color=color, failed=CHANCE
+            )
+            band = _band(runs).iloc[0]
+            bands.plot([band["low"], band["high"]], [-place, -place], color=color, linewidth=5, solid_capstyle="butt")
+            bands.plot(_best_rate(table, optimizer), -place, marker="o", color="white", markeredgecolor=color)
+        sgd = _by_rate(table, "sgd", "test/accuracy").mean() if "sgd" in _optimizers(table) else None
+        if sgd is not None:
+            shifted = sgd.index.to_numpy() / theory.momentum_step_multiplier(np.inf)
+            there = shifted > 0.99 * sgd.index.min()
+            plots.theory_line(curves, shifted[there], sgd.to_numpy()[there], "theory: momentum as SGD at 10x the rate")
+        for each in (curves, bands):
+            each.axvspan(*LESSON_RATES, color=plots.LESSON, alpha=0.35, linewidth=0, zorder=0)
+        curves.text(1e-2, 1.0, "the lesson's 0.001 to 0.1", ha="center", va="bottom", color="#666666", fontsize=10)
+        curves.set(xscale="log", ylim=(0, 1.0), title=TITLES[name] + "\n", ylabel="test accuracy")
+        bands.set(xlabel="learning rate", yticks=[], ylabel="good band", ylim=(-len(OPTIMIZERS) + 0.4, 0.6))
+    axes[0, 0].plot([], [], linestyle="none", marker="x", color="#666666", label="every seed non-finite")
+    plots.legend_below(figure, axes[0, 0])
+    return figure
+
+
+def _loss_curves(results: Results) -> Figure:
+    figure = Figure(figsize=(5.6 * len(results), 4.4), layout="constrained")
+    for axes, (name, table) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
+        for optimizer in _optimizers(table):
+            rate = _best_rate(table, optimizer)
+            runs = table.select(optimizer=optimizer, learning_rate=rate)
+            color = plots.COLORS[OPTIMIZERS.index(optimizer)]
+            curves = runs.curves("train/loss")
+            plots.band(axes, runs.steps("train/loss"), curves, label=f"{optimizer}, rate {rate:.2g}", color=color, log=True)
+        axes.set(title=TITLES[name], xlabel="step", ylabel="training loss (nats), geometric mean", yscale="log")
+        axes.legend()
+    return figure
+
+
+EXPERIMENT = Experiment(
+    name="optimization.optimizers",
+    version=1,
+    question="Which optimizer, at which learning rate?",
+    sweeps=sweeps,
+    figures=figures,
+    claims=claims,
+)
+
+if __name__ == "__main__":
+    cli.main(EXPERIMENT)

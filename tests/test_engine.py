@@ -1,0 +1,205 @@
+"""The engine against independent loops, and the promises it makes about slots, neighbours and programs."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dlexp import learner, losses, models, optim
+from dlexp.data import bundled
+from dlexp.sweep import engine, geomspace, grid
+from dlexp.sweep import plan as planning
+from dlexp.sweep.grids import Identity
+from dlexp.theory.optimizers import quadratic_contraction
+from dlexp.types import Learner, Range, Sweep
+from tests.conftest import counted_compiles, finished, metric, small_learner
+
+
+def quadratic_learner(config, num_steps):
+    """Gradient descent on curvature w^2 / 2 from w = 1: no data, no labels, no network."""
+    hyper = {"learning_rate": optim.LEARNING_RATE, "curvature": Range(0.0)}
+
+    def update(key, hyper, data, w):
+        tx = optim.sgd().make_tx({"momentum": 0.0, **hyper})
+        grads = jax.grad(lambda w: 0.5 * hyper["curvature"] * w**2)(w)
+        updates, _ = tx.update(grads, tx.init(w), w)
+        return optax.apply_updates(w, updates), {"batch/size": jnp.abs(w)}
+
+    return Learner(
+        data=np.zeros(1, np.float32),
+        hyper=hyper,
+        init=lambda key, hyper, data: jnp.ones((), float),
+        update=update,
+        evaluate=lambda key, hyper, data, w: {"test/w": w},
+    )
+
+
+def plain_loop(config, hyper, seed, num_steps):
+    """One run with nothing of the engine, the learner or the optimizer factory: raw Optax, jitted apply."""
+    data = bundled.load("digits")
+    model = models.mlp(width=8, num_layers=2, num_outputs=10)
+    tx = {"adam": optax.adam, "sgd": optax.sgd}[config](hyper["learning_rate"])
+    init_key, update_key = (jax.random.fold_in(jax.random.key(np.uint32(seed)), purpose) for purpose in (0, 1))
+    params = model.init(init_key, {"init_scale": 1.0, "bias_scale": 0.0}, data.train.inputs[:1])["params"]
+    opt_state = tx.init(params)
+
+    @jax.jit
+    def logits(params, inputs):
+        return model.apply({"params": params}, {}, inputs, key=update_key, train=True)[0]
+
+    @jax.jit
+    def loss(params, inputs, labels):
+        return optax.softmax_cross_entropy_with_integer_labels(logits(params, inputs), labels).mean()
+
+    for step in range(num_steps):
+        batch_key, _ = jax.random.split(jax.random.fold_in(update_key, step))
+        rows = jax.random.randint(batch_key, (16,), 0, len(data.train.inputs))
+        grads = jax.grad(loss)(params, data.train.inputs[rows], data.train.labels[rows])
+        updates, opt_state = tx.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+    return float(loss(params, data.test.inputs, data.test.labels))
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_vmapped_sweep_equals_a_plain_loop_in_double_precision(devices):
+    rates = (0.01, 0.1)
+    rows = finished(grid(config={"optimizer": ("adam", "sgd")}, hyper={"learning_rate": rates}, seeds=2), devices)
+    for optimizer in ("adam", "sgd"):
+        for rate in rates:
+            for seed in (0, 1):
+                expected = plain_loop(optimizer, {"learning_rate": rate}, seed, 20)
+                measured = metric(rows, (optimizer, rate, seed), "test/loss")[-1]
+                # Double precision rounds at 1e-16; 20 steps of different summation order cost some digits.
+                assert measured == pytest.approx(expected, rel=1e-11)
+
+
+def test_a_run_is_bit_identical_in_another_slot_and_beside_a_nan_run(devices):
+    alone = finished(grid(hyper={"learning_rate": (0.01,)}, seeds=(3,)), devices)
+    crowd = finished(grid(hyper={"learning_rate": (1e30, 0.1, 0.01, 0.001)}, seeds=(5, 4, 3)), devices)
+    assert crowd[(1e30, 3)][0].status[crowd[(1e30, 3)][1]] == engine.NONFINITE
+    for name, values in alone[(0.01, 3)][0].metrics.items():
+        np.testing.assert_array_equal(metric(crowd, (0.01, 3), name), values[0])
+
+
+def test_padding_changes_nothing(devices):
+    few = finished(grid(hyper={"learning_rate": (0.01, 0.1)}, seeds=1), devices)
+    full = finished(grid(hyper={"learning_rate": (0.01, 0.1)}, seeds=10), devices)
+    assert len(full) == 20
+    for key in few:
+        np.testing.assert_array_equal(metric(few, key, "batch/loss"), metric(full, key, "batch/loss"))
+
+
+@pytest.mark.usefixtures("cold_cache")
+def test_new_swept_values_seeds_and_run_counts_compile_nothing(devices):
+    with counted_compiles() as first:
+        finished(grid(hyper={"learning_rate": (0.01, 0.1)}, seeds=2), devices)
+    assert len(first) >= 3  # initialize, evaluate, segment
+    with counted_compiles() as second:
+        finished(grid(hyper={"learning_rate": geomspace(0.001, 1, 7)}, seeds=5), devices)
+        finished(grid(hyper={"learning_rate": (0.3,)}, seeds=(9,)), devices, num_steps=40, num_evals=4)
+    assert second == []
+
+
+@pytest.mark.usefixtures("cold_cache")
+def test_optimizers_of_one_formula_share_their_programs(devices):
+    rates = {"learning_rate": (0.01,)}
+    with counted_compiles() as one:
+        finished(grid(config={"optimizer": ("momentum",)}, hyper=rates), devices)
+    with counted_compiles() as both:
+        finished(grid(config={"optimizer": ("sgd", "momentum")}, hyper=rates), devices)
+    assert len(one) >= 3
+    assert both == []
+
+
+def test_gradient_descent_on_a_quadratic_contracts_as_predicted_and_diverges_exactly_above_two_over_curvature(devices):
+    rates = (0.1, 0.5, 0.9, 0.999, 1.001, 1.5)
+    sweep = grid(hyper={"learning_rate": rates, "curvature": (2.0,)}, seeds=1)
+    rows = finished(sweep, devices, make_learner=quadratic_learner, num_steps=30, num_evals=30)
+    for rate in rates:
+        w = metric(rows, (rate, 2.0, 0), "test/w")
+        np.testing.assert_allclose(w, quadratic_contraction(rate, 2.0) ** np.arange(31), rtol=2e-5)
+        assert (abs(w[-1]) > 1) == (rate > 2 / 2.0)
+
+
+def test_a_run_that_leaves_the_finite_numbers_says_when_and_is_nan_from_there(devices):
+    rows = finished(
+        grid(hyper={"learning_rate": (1e10, 0.1), "curvature": (2.0,)}),
+        devices,
+        make_learner=quadratic_learner,
+        num_steps=20,
+        num_evals=10,
+    )
+    lost, row = rows[(1e10, 2.0, 0)]
+    # |w| grows by 2e10 a step from 1: below 3.4e38 through the third update, infinite as the fifth step begins.
+    assert lost.status[row] == engine.NONFINITE
+    assert lost.nonfinite_at[row] == 4
+    assert np.isfinite(lost.metrics["test/w"][row][:2]).all()
+    assert np.isnan(lost.metrics["test/w"][row][2:]).all()
+    kept, row = rows[(0.1, 2.0, 0)]
+    assert kept.status[row] == engine.OK
+    assert kept.nonfinite_at[row] == -1
+    assert np.isfinite(kept.metrics["test/w"][row]).all()
+
+
+def test_a_chunk_whose_runs_are_all_lost_ends_early_with_the_same_rows(devices):
+    alone = finished(grid(hyper={"learning_rate": (1e30,)}), devices, num_steps=40, num_evals=4)
+    beside = finished(grid(hyper={"learning_rate": (1e30, 0.1)}), devices, num_steps=40, num_evals=4)
+    chunk, row = beside[(1e30, 0)]
+    for name, values in alone[(1e30, 0)][0].metrics.items():
+        np.testing.assert_array_equal(values[0], chunk.metrics[name][row])
+    assert alone[(1e30, 0)][0].nonfinite_at[0] == chunk.nonfinite_at[row]
+
+
+def test_done_runs_are_not_trained_again(devices):
+    sweep = Sweep(grid(hyper={"learning_rate": (0.01, 0.1)}, seeds=2), small_learner, 20, 2)
+    plan = planning.make(Identity("tests.any", 1, "main", 20), sweep, devices)
+    done = {run_id for run_id, run in plan.runs(plan.groups[0]) if run.seed == 0}
+    trained = [e for e in engine.train(plan, devices, done) if isinstance(e, engine.Finished)]
+    assert {run.seed for chunk in trained for _, run in chunk.runs} == {1}
+
+
+def test_measuring_at_initialization_alone_needs_no_update(devices):
+    def make_learner(config, num_steps):
+        return small_learner(config, num_steps)._replace(update=None)
+
+    rows = finished(grid(hyper={"learning_rate": (0.1,)}, seeds=2), devices, make_learner=make_learner, num_steps=0)
+    assert metric(rows, (0.1, 0), "test/loss").shape == (1,)
+    assert metric(rows, (0.1, 0), "test/loss") != metric(rows, (0.1, 1), "test/loss")
+
+
+def test_seeds_are_common_random_numbers(devices):
+    rows = finished(grid(hyper={"learning_rate": (0.01, 0.1)}, seeds=2), devices)
+    assert metric(rows, (0.01, 0), "test/loss")[0] == metric(rows, (0.1, 0), "test/loss")[0]
+    assert metric(rows, (0.01, 0), "test/loss")[0] != metric(rows, (0.01, 1), "test/loss")[0]
+
+
+def test_segments_of_any_length_give_the_same_numbers(devices, monkeypatch):
+    whole = finished(grid(hyper={"learning_rate": (0.01,)}), devices)
+    monkeypatch.setattr(engine, "SEGMENT_SECONDS", 0.0)  # one step a call
+    pieces = finished(grid(hyper={"learning_rate": (0.01,)}), devices)
+    for name, values in whole[(0.01, 0)][0].metrics.items():
+        np.testing.assert_array_equal(values, pieces[(0.01, 0)][0].metrics[name])
+
+
+def test_orthogonal_weights_can_be_drawn_on_several_devices(devices):
+    def make_learner(config, num_steps):
+        model = models.mlp(width=16, num_layers=4, num_outputs=10, initializer="orthogonal")
+        return learner.supervised(
+            model, losses.softmax_cross_entropy, optim.sgd(), bundled.load("iris"), batch_size=8
+        )
+
+    rows = finished(grid(hyper={"learning_rate": (0.1,)}, seeds=2), devices, make_learner=make_learner, num_steps=2)
+    assert np.isfinite(metric(rows, (0.1, 1), "test/loss")).all()
+
+
+def test_metrics_without_a_slash_are_refused(devices):
+    def make_learner(config, num_steps):
+        return quadratic_learner(config, num_steps)._replace(
+            evaluate=lambda key, hyper, data, w: {"w": w}
+        )
+
+    with pytest.raises(ValueError, match="names with a slash"):
+        finished(grid(hyper={"learning_rate": (0.1,), "curvature": (1.0,)}), devices, make_learner=make_learner)
