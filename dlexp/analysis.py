@@ -23,7 +23,7 @@ class Interval(NamedTuple):
 
 
 def t_interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> Interval:
-    """Returns the mean and Student's t interval; NaN bounds where there are fewer than two values.
+    """Returns the mean and Student's t interval; NaN bounds on fewer than two values or values that are not finite.
 
     >>> [round(float(x), 3) for x in t_interval([1.0, 2.0, 3.0])]
     [2.0, -0.484, 4.484]
@@ -32,7 +32,7 @@ def t_interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> In
 
     values = np.asarray(values, float)
     mean = float(values.mean())
-    if len(values) < 2:
+    if len(values) < 2 or not np.isfinite(mean):
         return Interval(mean, np.nan, np.nan)
     half = float(stats.t.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
     return Interval(mean, mean - half, mean + half)

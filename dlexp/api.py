@@ -249,7 +249,7 @@ def enable_compile_cache() -> None:
     """Keeps compiled programs on disk, in the user's cache folder, unless JAX was told where already."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.read("jax_compilation_cache_dir") is None:
         import pooch
 
         jax.config.update("jax_compilation_cache_dir", str(pooch.os_cache("dlexp") / "xla"))
@@ -389,8 +389,8 @@ def _provenance(num_devices: int) -> dict[str, Any]:
         "device": device.device_kind,
         "machine": platform.machine(),
         "num_devices": num_devices,
-        "matmul_precision": jax.config.jax_default_matmul_precision or "default",
-        "float": "float64" if jax.config.jax_enable_x64 else "float32",
+        "matmul_precision": jax.config.read("jax_default_matmul_precision") or "default",
+        "float": "float64" if jax.config.read("jax_enable_x64") else "float32",
         "git_commit": _git_commit(),
     }
 
@@ -406,7 +406,12 @@ def _git_commit() -> str:
     command: Callable[..., Any] = subprocess.run
     try:
         folder = Path(dlexp.__file__).parent
-        done = command(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=folder, capture_output=True, text=True)
+        done = command(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
         return done.stdout.strip() or "unknown"
     except OSError:
         return "unknown"

@@ -25,12 +25,13 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> NoReturn:
     """Runs an experiment as its flags say and exits: 0 done, 1 the results cannot be used, 2 bad flags, 130 stopped."""
     argv = list(sys.argv if argv is None else argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(_main(experiment, argv, Console(), Console(stderr=True)))
+    sys.exit(run(experiment, argv, Console(), Console(stderr=True)))
 
 
-def _main(experiment: Experiment, argv: list[str], console: Console, errors: Console) -> int:
+def run(experiment: Experiment, argv: Sequence[str], console: Console, errors: Console) -> int:
+    """Does what the flags in `argv[1:]` say and returns the exit status of `main`."""
     try:
-        values = _parse(argv)
+        values = _parse(list(argv))
         if values["help"]:
             _say(console, f"{experiment.name}: {experiment.question}\n{_flags().get_help()}")
             return 0
@@ -70,7 +71,10 @@ def _run(experiment: Experiment, values: dict[str, Any], console: Console) -> in
         folder = api.train(experiment, plans, scale=scale, out=out, fresh=values["fresh"], console=console)
     except KeyboardInterrupt:
         folder = store.folder_of(out, experiment.name, scale)
-        _say(console, f"stopped; the runs finished so far are saved in {folder}; the same command goes on from there")
+        _say(
+            console,
+            f"stopped; the runs finished so far are saved in {folder}; the same command goes on from there",
+        )
         return INTERRUPTED
     return _conclude(experiment, folder, console)
 

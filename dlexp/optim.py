@@ -66,7 +66,7 @@ def cosine(decay_steps: int) -> Schedule:
 
     def make(hyper: Hyper) -> Callable[[jax.Array], jax.Array]:
         def factor(step: jax.Array) -> jax.Array:
-            progress = jnp.minimum(step / hyper["decay_steps"], 1.0)
+            progress = jnp.minimum(jnp.asarray(step, float) / hyper["decay_steps"], 1.0)
             decay = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
             return hyper["final_scale"] + (1.0 - hyper["final_scale"]) * decay
 
@@ -82,7 +82,8 @@ def warmup(schedule: Schedule | None = None) -> Schedule:
 
     def make(hyper: Hyper) -> Callable[[jax.Array], jax.Array]:
         after = schedule.make(hyper)
-        return lambda step: jnp.minimum(1.0, (step + 1) / jnp.maximum(hyper["warmup_steps"], 1)) * after(step)
+        warm = jnp.maximum(hyper["warmup_steps"], 1)
+        return lambda step: jnp.minimum(1.0, jnp.asarray(step + 1, float) / warm) * after(step)
 
     return Schedule(hyper, make)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -21,7 +22,7 @@ from dlexp.results.table import Table
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LESSON = "#BBBBBB"
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -29,7 +30,7 @@ _STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "axes.titlesize": 12,
     "axes.titlelocation": "left",
-    "axes.prop_cycle": matplotlib.cycler(color=COLORS),
+    "axes.prop_cycle": cycler(color=COLORS),
     "grid.color": "#E6E6E6",
     "legend.frameon": False,
     "lines.linewidth": 2.0,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from rich import box
 from rich.table import Table as Grid
 from rich.text import Text
@@ -31,7 +30,12 @@ def plan_tables(plans: Mapping[str, Plan]) -> Iterable[Grid | str]:
         for group in plan.groups:
             config = ", ".join(f"{key}={value}" for key, value in group.family.config.items()) or "(all)"
             flops = _amount(group.flops * group.num_runs, "flops")
-            cells = (group.num_runs, group.width, num_chunks(plan, group.num_runs, group.width), f"{group.num_params:,}")
+            cells = (
+                group.num_runs,
+                group.width,
+                num_chunks(plan, group.num_runs, group.width),
+                f"{group.num_params:,}",
+            )
             rows.add_row(config, *map(str, cells), _amount(group.state_bytes, "bytes"), flops)
         yield rows
     yield _totals(list(plans.values()))
@@ -73,7 +77,10 @@ def claim_table(claims: Sequence[Claim]) -> Grid:
         if claim.verdict != "mixed" and claim.interval is not None:
             numbers = (f"{claim.effect:.3g}", "{:.3g} to {:.3g}".format(*claim.interval))
         rows.add_row(
-            Text(claim.verdict, style=_VERDICT_STYLES[claim.verdict]), claim.claim, *numbers, str(claim.num_seeds)
+            Text(claim.verdict, style=_VERDICT_STYLES[claim.verdict]),
+            claim.claim,
+            *numbers,
+            str(claim.num_seeds),
         )
     return rows
 
@@ -93,7 +100,7 @@ def agreement(own: Results, reference: Results) -> Iterable[str]:
         if not len(shared) or metric is None or metric not in reference[name].frame:
             yield f"{name}: shares no run with the reference"
             continue
-        difference = np.abs(shared[metric] - shared[f"{metric} (reference)"])
+        difference = (shared[metric] - shared[f"{metric} (reference)"]).abs()
         same = (shared["status"] == shared["status (reference)"]).sum()
         yield (
             f"{name}: {len(shared)} of {len(table)} runs are in the reference too; {metric} differs by "

@@ -27,14 +27,13 @@ jax.monitoring.register_event_listener(
 )
 
 
+_devices = engine.start_devices()  # before any test module touches the backend
+api.enable_compile_cache()
+
+
 @pytest.fixture(scope="session")
 def devices() -> list[jax.Device]:
-    return engine.start_devices()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _compile_cache(devices: list[jax.Device]) -> None:
-    api.enable_compile_cache()
+    return _devices
 
 
 @pytest.fixture

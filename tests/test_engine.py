@@ -114,7 +114,9 @@ def test_optimizers_of_one_formula_share_their_programs(devices):
     assert both == []
 
 
-def test_gradient_descent_on_a_quadratic_contracts_as_predicted_and_diverges_exactly_above_two_over_curvature(devices):
+def test_gradient_descent_on_a_quadratic_contracts_as_predicted_and_diverges_exactly_above_two_over_curvature(
+    devices,
+):
     rates = (0.1, 0.5, 0.9, 0.999, 1.001, 1.5)
     sweep = grid(hyper={"learning_rate": rates, "curvature": (2.0,)}, seeds=1)
     rows = finished(sweep, devices, make_learner=quadratic_learner, num_steps=30, num_evals=30)
@@ -133,7 +135,7 @@ def test_a_run_that_leaves_the_finite_numbers_says_when_and_is_nan_from_there(de
         num_evals=10,
     )
     lost, row = rows[(1e10, 2.0, 0)]
-    # |w| grows by 2e10 a step from 1: below 3.4e38 through the third update, infinite as the fifth step begins.
+    # |w| grows by 2e10 a step from 1: 8e30 after three updates, beyond 3.4e38 at the evaluation after four.
     assert lost.status[row] == engine.NONFINITE
     assert lost.nonfinite_at[row] == 4
     assert np.isfinite(lost.metrics["test/w"][row][:2]).all()
@@ -187,9 +189,7 @@ def test_segments_of_any_length_give_the_same_numbers(devices, monkeypatch):
 def test_orthogonal_weights_can_be_drawn_on_several_devices(devices):
     def make_learner(config, num_steps):
         model = models.mlp(width=16, num_layers=4, num_outputs=10, initializer="orthogonal")
-        return learner.supervised(
-            model, losses.softmax_cross_entropy, optim.sgd(), bundled.load("iris"), batch_size=8
-        )
+        return learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), bundled.load("iris"), batch_size=8)
 
     rows = finished(grid(hyper={"learning_rate": (0.1,)}, seeds=2), devices, make_learner=make_learner, num_steps=2)
     assert np.isfinite(metric(rows, (0.1, 1), "test/loss")).all()
@@ -197,9 +197,7 @@ def test_orthogonal_weights_can_be_drawn_on_several_devices(devices):
 
 def test_metrics_without_a_slash_are_refused(devices):
     def make_learner(config, num_steps):
-        return quadratic_learner(config, num_steps)._replace(
-            evaluate=lambda key, hyper, data, w: {"w": w}
-        )
+        return quadratic_learner(config, num_steps)._replace(evaluate=lambda key, hyper, data, w: {"w": w})
 
     with pytest.raises(ValueError, match="names with a slash"):
         finished(grid(hyper={"learning_rate": (0.1,), "curvature": (1.0,)}), devices, make_learner=make_learner)

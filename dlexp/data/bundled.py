@@ -37,9 +37,7 @@ def load(name: str = "digits", *, split_seed: int = 0) -> Dataset:
 
     def halves(part: Split, share: float) -> tuple[Split, Split]:
         stratify = part.labels if classes else None
-        first, second, *rest = train_test_split(
-            *part, train_size=share, random_state=split_seed, stratify=stratify
-        )
+        first, second, *rest = train_test_split(*part, train_size=share, random_state=split_seed, stratify=stratify)
         return Split(first, rest[0]), Split(second, rest[1])
 
     train, held_out = halves(Split(inputs, labels), 0.6)

@@ -108,13 +108,11 @@ def _published() -> tuple[np.ndarray, np.ndarray]:
     """The set of seed 42: the draws come example by example from NumPy's legacy generator, in this order."""
     rng = np.random.RandomState(42)
     labels = np.repeat(np.arange(NUM_CLASSES, dtype=np.int32), 500)
-    rows = []
-    for _ in labels:
-        padding, scale = rng.rand(), rng.rand()
-        translation = rng.choice(_MAX_TRANSLATION)
-        correlated, iid = rng.randn(_LENGTH), rng.randn(_LENGTH)
-        rows.append(_Draws(padding, scale, translation, correlated, iid, rng.rand()))
-    draws = _Draws(*(np.array(column) for column in zip(*rows, strict=True)))
+    rows = [
+        (rng.rand(), rng.rand(), rng.choice(_MAX_TRANSLATION), rng.randn(_LENGTH), rng.randn(_LENGTH), rng.rand())
+        for _ in labels
+    ]
+    draws = _Draws(*map(np.array, zip(*rows, strict=True)))
     order = rng.permutation(len(labels))
     return _transform(TEMPLATES[labels], draws, Recipe())[order], labels[order]
 

@@ -31,9 +31,9 @@ def standardise(dataset: Dataset) -> Dataset:
     mean, std = inputs.mean(axis=0), inputs.std(axis=0)
     std[std == 0.0] = 1.0
 
-    def apply(split: Split | None) -> Split | None:
+    def apply(split: Any) -> Any:
         if split is None:
             return None
         return Split(np.asarray((split.inputs - mean) / std, np.float32), split.labels)
 
-    return Dataset(*map(apply, dataset))
+    return Dataset(*(apply(split) for split in dataset))

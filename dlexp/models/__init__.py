@@ -1,7 +1,8 @@
 """Networks as pure functions of one run: Flax Linen modules behind the `Model` contract."""
 
-from dlexp.models.cnn import ConvLayer, cnn
+from dlexp.models.convolutional import ConvLayer, cnn
+from dlexp.models.layers import num_params
 from dlexp.models.linen import from_linen
-from dlexp.models.mlp import mlp
+from dlexp.models.perceptron import dense_block, mlp
 
-__all__ = ["ConvLayer", "cnn", "from_linen", "mlp"]
+__all__ = ["ConvLayer", "cnn", "dense_block", "from_linen", "mlp", "num_params"]

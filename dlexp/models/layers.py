@@ -86,11 +86,14 @@ def _convolve_patches(inputs: jax.Array, kernel: jax.Array, stride: int, padding
     window = kernel.shape[:-2]
     space = [(0, 0), *[(padding, padding)] * len(window), (0, 0)]
     padded = jnp.pad(inputs, space)
-    extents = [
-        (size - width) // stride + 1 for size, width in zip(padded.shape[1:-1], window, strict=True)
-    ]
+    extents = [(size - width) // stride + 1 for size, width in zip(padded.shape[1:-1], window, strict=True)]
     slices = [
-        padded[(slice(None), *(slice(o, o + (e - 1) * stride + 1, stride) for o, e in zip(offset, extents, strict=True)))]
+        padded[
+            (
+                slice(None),
+                *(slice(o, o + (e - 1) * stride + 1, stride) for o, e in zip(offset, extents, strict=True)),
+            )
+        ]
         for offset in product(*map(range, window))
     ]
     return jnp.concatenate(slices, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
@@ -123,9 +126,7 @@ class Conv(nn.Module):
         shape = (*self.window, inputs.shape[-1], self.channels)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.channels,))
-        outputs = convolve(
-            inputs, kernel, stride=self.stride, padding=self.padding, lowering=self.lowering
-        )
+        outputs = convolve(inputs, kernel, stride=self.stride, padding=self.padding, lowering=self.lowering)
         return outputs + bias
 
 

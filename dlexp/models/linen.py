@@ -12,9 +12,7 @@ from dlexp.models import initializers
 from dlexp.types import Hyper, Key, Model, PyTree, Range
 
 
-def from_linen(
-    module: nn.Module, hyper: Mapping[str, Range] | None = None, *, initializer: str | None = None
-) -> Model:
+def from_linen(module: nn.Module, hyper: Mapping[str, Range] | None = None, *, initializer: str | None = None) -> Model:
     """Returns the module as a Model.
 
     Args:

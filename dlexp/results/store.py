@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 FORMAT = 1
 MANIFEST = "manifest.json"
 SET_ASIDE = "damaged"
+_DRAWN = {"figures", "claims.json"}  # what a redrawing from the reference leaves
 _KEY = b"dlexp"
 
 
@@ -79,7 +80,7 @@ def claim_folder(folder: Path, experiment: str, version: int, *, fresh: bool = F
         if not there.is_dir():
             raise ResultsError(f"{there} is a file, not a folder; choose another --out")
         manifest = read_manifest(folder) or {}
-        if not manifest and folder.exists() and any(folder.iterdir()):
+        if not manifest and folder.exists() and {entry.name for entry in folder.iterdir()} - _DRAWN:
             raise ResultsError(f"{folder} holds files that are no results; choose another --out")
         if manifest and manifest["experiment"] != experiment:
             raise ResultsError(f"{folder} holds results of {manifest['experiment']}; choose another --out")

@@ -73,8 +73,26 @@ def _multiply_adds(name: str, equation: Any) -> float:
 
 
 _FREE = frozenset(
-    "broadcast_in_dim concatenate convert_element_type copy dynamic_slice gather iota pad reshape slice squeeze"
-    " transpose random_bits random_wrap random_unwrap random_fold_in random_seed random_split".split()
+    [
+        "broadcast_in_dim",
+        "concatenate",
+        "convert_element_type",
+        "copy",
+        "dynamic_slice",
+        "gather",
+        "iota",
+        "pad",
+        "reshape",
+        "slice",
+        "squeeze",
+        "transpose",
+        "random_bits",
+        "random_wrap",
+        "random_unwrap",
+        "random_fold_in",
+        "random_seed",
+        "random_split",
+    ]
 )
 
 

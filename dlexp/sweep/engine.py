@@ -6,6 +6,7 @@ happens, and hands over each finished chunk of runs.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import deque
@@ -90,10 +91,8 @@ Event = Compiling | Advanced | Finished
 
 def start_devices() -> list[jax.Device]:
     """Returns the local devices; on a CPU that is not in use yet, one device a core."""
-    try:
+    with contextlib.suppress(RuntimeError):  # the backend is up already, as in a notebook: take what there is
         jax.config.update("jax_num_cpu_devices", _num_cores())
-    except RuntimeError:
-        pass  # the backend is up already, as in a notebook: take what there is
     return jax.local_devices()
 
 
@@ -176,7 +175,11 @@ def lower(group: Group, mesh: jax.sharding.Mesh) -> list[Any]:
         axes = tuple(0 if kind == "r" else None for kind in kinds)
         specs = tuple(PartitionSpec("run") if kind == "r" else PartitionSpec() for kind in kinds)
         return jax.shard_map(
-            over_runs(function, axes), mesh=mesh, in_specs=specs, out_specs=PartitionSpec("run"), check_vma=False
+            over_runs(function, axes),
+            mesh=mesh,
+            in_specs=specs,
+            out_specs=PartitionSpec("run"),
+            check_vma=False,
         )
 
     def initialize(seeds: jax.Array, hyper: Any, data: Any) -> Carry:
@@ -239,7 +242,13 @@ def _segment(learner: Learner) -> Callable[..., Carry]:
     update = learner.update
 
     def segment(
-        seed: jax.Array, hyper: Any, data: Any, carry: Carry, start: jax.Array, stop: jax.Array, fresh: jax.Array
+        seed: jax.Array,
+        hyper: Any,
+        data: Any,
+        carry: Carry,
+        start: jax.Array,
+        stop: jax.Array,
+        fresh: jax.Array,
     ) -> Carry:
         key = _key(seed, _UPDATE)
 
@@ -328,7 +337,10 @@ class _Recorder:
     def add(self, step: int, metrics: Mapping[str, Any], carry: Carry) -> None:
         if step:
             interval = self._chunk.num_steps // self._chunk.num_evals
-            metrics = {**metrics, **{name: np.asarray(total) / interval for name, total in carry.sums.items()}}
+            metrics = {
+                **metrics,
+                **{name: np.asarray(total) / interval for name, total in carry.sums.items()},
+            }
         finite = np.ones(self._num_runs, bool)
         for name, values in metrics.items():
             values = np.asarray(values)[: self._num_runs]
@@ -347,9 +359,7 @@ class _Recorder:
         for name in carry.sums:
             metrics[name] = metrics[name][:, 1:]
         status = tuple(OK if at < 0 else NONFINITE for at in self._nonfinite_at)
-        return Finished(
-            chunk.group_index, chunk.runs, status, self._nonfinite_at, metrics, seconds, chunk.group.width
-        )
+        return Finished(chunk.group_index, chunk.runs, status, self._nonfinite_at, metrics, seconds, chunk.group.width)
 
     def _curve(self, rows: list[np.ndarray], steps: np.ndarray) -> np.ndarray:
         """`[run, evaluation, ...]`, NaN from a run's first non-finite step on."""
@@ -379,7 +389,11 @@ def _cached_placement(sharding: NamedSharding) -> Callable[[PyTree], PyTree]:
 
     def place(data: PyTree) -> PyTree:
         leaves = jax.tree.leaves(data)
-        if not held or len(held[0][0]) != len(leaves) or any(a is not b for a, b in zip(held[0][0], leaves, strict=True)):
+        if (
+            not held
+            or len(held[0][0]) != len(leaves)
+            or any(a is not b for a, b in zip(held[0][0], leaves, strict=True))
+        ):
             held[:] = [(leaves, jax.device_put(data, sharding))]
         return held[0][1]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -43,7 +43,7 @@ class Grid(NamedTuple):
 
     blocks: tuple[Block, ...]
 
-    def __or__(self, other: Grid) -> Grid:  # type: ignore[override]
+    def __or__(self, other: Grid) -> Grid:
         """Returns the union."""
         return Grid(self.blocks + other.blocks)
 
@@ -204,7 +204,7 @@ def parse_values(text: str, like: Sequence[Any]) -> tuple[Any, ...]:
             raise ValueError(f"{text!r} is no geom:LOW:HIGH:COUNT with 0 < LOW, 0 < HIGH, COUNT >= 1") from error
     kinds = {type(value) for value in like}
     kind = float if kinds == {int, float} else kinds.pop() if len(kinds) == 1 else str
-    convert = {bool: _parse_bool}.get(kind, kind)
+    convert: Callable[[str], Any] = _parse_bool if kind is bool else kind
     try:
         return tuple(convert(entry.strip()) for entry in text.split(","))
     except ValueError as error:

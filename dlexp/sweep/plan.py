@@ -12,7 +12,7 @@ import numpy as np
 
 from dlexp.sweep import cost
 from dlexp.sweep.grids import Family, Identity, Run, run_id
-from dlexp.types import Learner, Sweep
+from dlexp.types import Learner, Range, Sweep
 
 DEFAULT_WIDTH = {"cpu": 8, "gpu": 512, "tpu": 512}  # runs vmapped on one device
 MEMORY_SHARE = 0.5  # of a device's memory that one call may take by estimate
@@ -79,7 +79,14 @@ def make(identity: Identity, sweep: Sweep, devices: list[jax.Device]) -> Plan:
 
 def full_hyper(learner: Learner, run: Run) -> dict[str, float]:
     """Returns a value for everything the learner reads: the run's own, else the default."""
-    return {name: run.hyper.get(name, legal.default) for name, legal in sorted(learner.hyper.items())}  # type: ignore[misc]
+    ordered = sorted(learner.hyper.items())
+    return {name: run.hyper[name] if name in run.hyper else _default(name, legal) for name, legal in ordered}
+
+
+def _default(name: str, legal: Range) -> float:
+    if legal.default is None:
+        raise ValueError(f"{name} has no default; give it values in the grid's hyper ({legal})")
+    return legal.default
 
 
 def hyper_dtype(learner: Learner, name: str) -> Any:

@@ -200,7 +200,13 @@ def _accuracy_by_rate(results: Results) -> Figure:
             color = plots.COLORS[OPTIMIZERS.index(optimizer)]
             runs = table.select(optimizer=optimizer)
             plots.points_band(
-                curves, runs, "test/accuracy", over="learning_rate", label=optimizer, color=color, failed=CHANCE
+                curves,
+                runs,
+                "test/accuracy",
+                over="learning_rate",
+                label=optimizer,
+                color=color,
+                failed=CHANCE,
             )
             band = _band(runs).iloc[0]
             bands.plot([band["low"], band["high"]], [-place, -place], color=color, linewidth=5, solid_capstyle="butt")
@@ -228,7 +234,14 @@ def _loss_curves(results: Results) -> Figure:
             runs = table.select(optimizer=optimizer, learning_rate=rate)
             color = plots.COLORS[OPTIMIZERS.index(optimizer)]
             curves = runs.curves("train/loss")
-            plots.band(axes, runs.steps("train/loss"), curves, label=f"{optimizer}, rate {rate:.2g}", color=color, log=True)
+            plots.band(
+                axes,
+                runs.steps("train/loss"),
+                curves,
+                label=f"{optimizer}, rate {rate:.2g}",
+                color=color,
+                log=True,
+            )
         axes.set(title=TITLES[name], xlabel="step", ylabel="training loss (nats), geometric mean", yscale="log")
         axes.legend()
     return figure

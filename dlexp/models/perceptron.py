@@ -135,4 +135,3 @@ def mlp(
     )
     hyper = {} if dropout == "none" else {"dropout_rate": DROPOUT_RATE}
     return from_linen(_MLP(chosen, width, num_layers, num_outputs, residual), hyper, initializer=initializer)
-

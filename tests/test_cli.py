@@ -1,0 +1,269 @@
+"""The product as a user meets it: flags, folders, interruptions; each in a process of its own where it matters."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from dlexp import api, cli
+from dlexp.results import load, store
+from dlexp.sweep import grid
+from dlexp.types import Experiment, Sweep
+from experiments.optimization.optimizers import EXPERIMENT
+from tests.conftest import small_learner
+
+ROOT = Path(__file__).parents[1]
+MODULE = "experiments.optimization.optimizers"
+
+
+def small_sweeps(scale):
+    rates = {"learning_rate": (0.01, 0.1)}
+    return {
+        "main": Sweep(grid(hyper=rates, seeds=2), small_learner, 20, 2),
+        "other": Sweep(grid(config={"optimizer": ("sgd",)}, hyper=rates, seeds=1), small_learner, 10, 1),
+    }
+
+
+SMALL = Experiment("tests.small", 1, "Does it run?", small_sweeps)
+
+
+def main(*flags, experiment=SMALL, out=None):
+    """Exit status, what was said, and what was said as an error."""
+    console, errors = (Console(record=True, file=io.StringIO(), width=200) for _ in range(2))
+    argv = ["x", "--scale=smoke", *([f"--out={out}"] if out else []), *flags]
+    status = cli.run(experiment, argv, console, errors)
+    return status, console.export_text(), errors.export_text()
+
+
+BAD_INPUT = [
+    ("--axis=depth=3", "there is no axis 'depth'; the axes are learning_rate, seed, optimizer"),
+    ("--axis=learning_rate=", "write NAME=VALUE"),
+    ("--axis=learning_rate", "write NAME=VALUE"),
+    ("--axis=learning_rate=-1", "must be a number in [0, inf)"),
+    ("--axis=learning_rate=nan", "takes finite numbers"),
+    ("--axis=learning_rate=fast", "must be values of type float"),
+    ("--axis=learning_rate=0.1,0.10", "repeats a value"),
+    ("--axis=learning_rate=geom:0:1:5", "0 < LOW"),
+    ("--axis=learning_rate=geom:1:2", "geom:LOW:HIGH:COUNT"),
+    ("--axis=optimizer=lion", "no optimizer named 'lion'"),
+    ("--sweep=third", "sweep must be one of main, other"),
+    ("--num_steps=7", "take 8"),
+    ("--num_steps=0", "positive integer"),
+    ("--seeds=0", "positive integer"),
+    ("--seeds=many", "--seeds=many"),
+    ("--scale=huge", "smoke|cpu|gpu"),
+    ("--data_dir=/no/such/folder", "there is no such folder"),
+    ("--run_id=0123", "has no run '0123'"),
+    ("--learning_rate=0.1", "--help lists the flags"),
+    ("cpu", "is no flag"),
+]
+
+
+@pytest.mark.parametrize(("flag", "remedy"), BAD_INPUT)
+def test_bad_input_ends_with_one_sentence_and_writes_nothing(tmp_path, flag, remedy):
+    status, _, said = main(flag, out=tmp_path / "runs")
+    assert status == 2
+    assert remedy in said
+    assert flag.removeprefix("--").split("=")[0] in said
+    assert len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_folders_that_cannot_be_used_are_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "is a file, not a folder; choose another --out" in main(out=tmp_path / "file")[2]
+    theirs = store.folder_of(tmp_path, SMALL.name, "smoke")
+    theirs.mkdir(parents=True)
+    (theirs / "notes.txt").write_text("mine")
+    status, _, said = main(out=tmp_path)
+    assert status == 1
+    assert "holds files that are no results" in said
+    assert [path.name for path in theirs.iterdir()] == ["notes.txt"]
+    status, _, said = main("--redraw", out=tmp_path / "empty")
+    assert status == 1
+    assert "has no results at scale smoke" in said
+
+
+def test_the_same_command_trains_only_what_is_missing(tmp_path):
+    assert main(out=tmp_path)[0] == 0
+    folder = store.folder_of(tmp_path, SMALL.name, "smoke")
+    before = load(folder)
+    files = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+    assert "all 4 runs are saved" in main(out=tmp_path)[1]
+    assert files == {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+    status, said, _ = main("--axis=learning_rate=0.1,0.3", "--sweep=main", out=tmp_path)
+    assert status == 0
+    assert "4 of 4 runs" in said
+    grown = load(folder)
+    shared = grown["main"].select(learning_rate=0.1).frame["test/loss"]
+    np.testing.assert_array_equal(shared, before["main"].select(learning_rate=0.1).frame["test/loss"])
+    assert len(grown["main"]) == 4
+    assert len(store.finished(folder / "main")[0]) == 6  # the runs at 0.01 stay on the disk
+    assert len(grown["other"]) == 2
+
+
+def test_a_longer_training_stands_beside_the_shorter_one(tmp_path):
+    main(out=tmp_path)
+    assert main("--num_steps=40", "--sweep=main", out=tmp_path)[0] == 0
+    folder = store.folder_of(tmp_path, SMALL.name, "smoke")
+    assert load(folder)["main"].steps("test/loss").tolist() == [0, 20, 40]
+    assert len(store.finished(folder / "main")[0]) == 8
+
+
+def test_fresh_starts_over_and_says_what_it_drops(tmp_path):
+    main(out=tmp_path)
+    status, said, _ = main("--fresh", "--seeds=1", out=tmp_path)
+    assert status == 0
+    assert "--fresh drops" in said
+    folder = store.folder_of(tmp_path, SMALL.name, "smoke")
+    assert len(store.finished(folder / "main")[0]) == 2
+
+
+def test_damaged_results_are_moved_aside_and_trained_again(tmp_path):
+    main(out=tmp_path)
+    folder = store.folder_of(tmp_path, SMALL.name, "smoke")
+    before = load(folder)["main"].frame
+    victim = next((folder / "main").glob("*.parquet"))
+    victim.write_bytes(victim.read_bytes()[:-100])
+    status, said, _ = main(out=tmp_path)
+    assert status == 0
+    assert "damaged results moved to" in said
+    assert load(folder)["main"].frame.equals(before)
+
+
+def test_the_plan_shows_what_it_would_cost_and_trains_nothing(tmp_path):
+    status, said, _ = main("--plan", out=tmp_path / "runs")
+    assert status == 0
+    assert "in all: 2 groups, at most 6 programs to compile, 6 runs in 2 chunks" in said
+    assert re.search(r"4 +8 +1 +610 .*FLOP", said)  # runs, width, chunks, parameters
+    assert not (tmp_path / "runs").exists()
+
+
+def test_one_run_can_be_trained_again_alone_bit_for_bit(tmp_path):
+    main(out=tmp_path)
+    table = load(store.folder_of(tmp_path, SMALL.name, "smoke"))["main"]
+    row = 2
+    again = api.train_again(SMALL, table.frame["run_id"][row], scale="smoke")
+    for name, values in again.items():
+        np.testing.assert_array_equal(values, table.curves(name)[row])
+    status, said, _ = main(f"--run_id={table.frame['run_id'][row]}")
+    assert status == 0
+    assert f"{again['test/loss'][-1]:.5g}" in said
+
+
+def test_help_names_the_question_and_every_flag():
+    status, said, _ = main("--help")
+    assert status == 0
+    assert SMALL.question in said
+    for name in (
+        "scale",
+        "seeds",
+        "num_steps",
+        "axis",
+        "sweep",
+        "out",
+        "data_dir",
+        "plan",
+        "redraw",
+        "fresh",
+    ):
+        assert f"--{name}" in said or f"[no]{name}" in said
+
+
+def test_provenance_tells_how_to_train_the_numbers_again(tmp_path):
+    main(out=tmp_path)
+    folder = store.folder_of(tmp_path, SMALL.name, "smoke")
+    for _, _, about in store.chunks(folder / "main"):
+        assert about["provenance"].keys() >= {
+            "jax",
+            "flax",
+            "optax",
+            "device",
+            "width",
+            "git_commit",
+            "num_devices",
+        }
+    text = (folder / "manifest.json").read_text()
+    assert str(tmp_path) not in text
+    assert json.loads(text)["sweeps"]["main"]["num_runs"] == 4
+
+
+def test_redrawing_imports_no_engine(tmp_path):
+    code = (
+        "import sys, runpy; sys.argv = ['x', '--redraw', '--out=' + sys.argv[1]]\n"
+        "try: runpy.run_module('experiments.optimization.optimizers', run_name='__main__')\n"
+        "except SystemExit as exit: assert exit.code == 0, exit.code\n"
+        "print('dlexp.sweep.engine' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip().endswith("False"), done.stderr
+    assert (tmp_path / "optimization/optimizers/cpu/figures/accuracy_by_rate.svg").exists()
+
+
+def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(tmp_path):
+    flags = ["--num_steps=2000", "--sweep=mnist1d", "--seeds=10"]
+    command = [sys.executable, "-m", MODULE, "--scale=smoke", *flags]
+    process = subprocess.Popen(
+        [*command, f"--out={tmp_path / 'stopped'}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+    )
+    folder = store.folder_of(tmp_path / "stopped", EXPERIMENT.name, "smoke") / "mnist1d"
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == cli.INTERRUPTED, said
+    assert "the same command goes on from there" in said
+    assert "Traceback" not in said
+    saved, moved = store.finished(folder)
+    assert not moved
+    assert 0 < len(saved) < 60
+    for out in ("stopped", "undisturbed"):
+        subprocess.run([*command, f"--out={tmp_path / out}"], check=True, capture_output=True, cwd=ROOT)
+    stopped, undisturbed = (
+        load(store.folder_of(tmp_path / out, EXPERIMENT.name, "smoke")) for out in ("stopped", "undisturbed")
+    )
+    assert stopped["mnist1d"].frame.equals(undisturbed["mnist1d"].frame)
+    curves = [each["mnist1d"].curves("test/loss") for each in (stopped, undisturbed)]
+    np.testing.assert_array_equal(*curves)
+
+
+def test_a_notebook_with_the_backend_up_takes_the_devices_there_are(tmp_path):
+    code = (
+        "import jax; jax.devices()\n"
+        "from dlexp import api\n"
+        "from tests.test_cli import SMALL\n"
+        f"results = api.run(SMALL, scale='smoke', out={str(tmp_path)!r})\n"
+        "print(len(jax.devices()), len(results['main']), results['main'].frame['test/loss'].notna().all())"
+    )
+    # tests.conftest would start the devices first; the notebook comes without it
+    code = code.replace("from tests.test_cli import SMALL\n", _SMALL_IN_FULL)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip().endswith("1 4 True"), done.stderr
+
+
+_SMALL_IN_FULL = """
+from dlexp import learner, losses, models, optim
+from dlexp.data import bundled
+from dlexp.sweep import grid
+from dlexp.types import Experiment, Sweep
+def make(config, num_steps):
+    model = models.mlp(width=8, num_layers=2, num_outputs=10)
+    return learner.supervised(model, losses.softmax_cross_entropy, optim.adam(), bundled.load(), batch_size=16)
+GRID = grid(hyper={"learning_rate": (.1, .01)}, seeds=2)
+SMALL = Experiment("tests.note", 1, "?", lambda scale: {"main": Sweep(GRID, make, 20, 2)})
+"""

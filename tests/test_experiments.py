@@ -1,0 +1,132 @@
+"""Every experiment, found by listing the folder: its form, a smoke run, and what its committed results say."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from dlexp import api, claims, plots
+from dlexp.results import load, store
+from dlexp.types import Experiment
+from experiments.__main__ import all_experiments, main, markdown_table
+from tests.conftest import counted_compiles
+
+EXPERIMENTS = list(all_experiments())
+by_name = pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
+
+
+def reference(experiment: Experiment):
+    return load(store.folder_of(api.REFERENCE, experiment.name, "cpu"))
+
+
+@by_name
+def test_the_docstring_opens_with_the_question_and_ends_with_the_command(experiment):
+    module = sys.modules[f"experiments.{experiment.name}"]
+    lines = module.__doc__.strip().splitlines()
+    assert lines[0] == experiment.question
+    assert experiment.question.endswith("?")
+    assert lines[-1].strip() == f"python -m experiments.{experiment.name}"
+    assert "text 00" in module.__doc__  # the lesson's statement
+    assert "http" in module.__doc__  # a number's source
+
+
+@by_name
+def test_the_smoke_scale_trains_draws_and_judges(experiment, tmp_path):
+    results = api.run(experiment, scale="smoke", out=tmp_path)
+    sweeps = experiment.sweeps("smoke")
+    assert set(results) == set(sweeps)
+    assert sum(len(list(sweep.grid.families())) for sweep in sweeps.values()) <= 3
+    judged = claims.from_json((results.folder / "claims.json").read_text())
+    assert 2 <= len(judged) <= 6
+    drawn = {path.name for path in (results.folder / "figures").iterdir()}
+    assert drawn
+    assert {name.removesuffix(".svg") for name in drawn if name.endswith(".svg")} == {
+        name.removesuffix(".png") for name in drawn if name.endswith(".png")
+    }
+    with counted_compiles() as again:
+        api.run(experiment, scale="smoke", out=tmp_path)
+    assert again == []
+
+
+@by_name
+def test_the_reference_results_hold_the_declared_grid(experiment):
+    results = reference(experiment)
+    sweeps = experiment.sweeps("cpu")
+    assert results.manifest["version"] == experiment.version
+    assert results.manifest["question"] == experiment.question
+    for name, sweep in sweeps.items():
+        assert len(results[name]) == sum(map(sweep.grid.num_runs, sweep.grid.families()))
+        assert results[name].num_steps == sweep.num_steps
+        assert sorted(set(results[name].frame["seed"])) == sorted(range(max(results[name].frame["seed"]) + 1))
+
+
+@by_name
+def test_the_committed_claims_follow_from_the_committed_results(experiment):
+    results = reference(experiment)
+    committed = claims.from_json((results.folder / "claims.json").read_text())
+    computed = experiment.claims(results)
+    assert [claim.claim for claim in committed] == [claim.claim for claim in computed]
+    for ours, theirs in zip(computed, committed, strict=True):
+        assert ours.verdict == theirs.verdict
+        assert ours.num_seeds == theirs.num_seeds >= 8
+        np.testing.assert_allclose([ours.effect, *ours.interval], [theirs.effect, *theirs.interval], rtol=1e-5)
+        assert ours.rule
+        assert "text 00" in ours.source or "http" in ours.source
+
+
+@by_name
+def test_every_committed_figure_is_drawn_again_from_the_committed_results(experiment):
+    results = reference(experiment)
+    with plots.style():
+        figures = experiment.figures(results)
+    committed = {path.stem for path in (results.folder / "figures").glob("*.svg")}
+    assert set(figures) == committed == {path.stem for path in (results.folder / "figures").glob("*.png")}
+    for figure in figures.values():
+        assert figure.axes
+        for axes in figure.axes:
+            assert axes.lines or axes.collections or axes.patches or axes.images
+            assert axes.get_xlabel() or axes.get_ylabel() or axes.get_title()
+
+
+def test_the_reference_results_are_small_and_name_no_place():
+    files = [path for path in api.REFERENCE.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 20e6
+    for path in files:
+        if path.suffix in (".json", ".svg"):
+            text = path.read_text()
+            assert "/home/" not in text
+            assert "/root/" not in text
+            assert "/tmp/" not in text
+
+
+def test_the_readme_shows_the_generated_table():
+    readme = (api.REFERENCE.parent / "README.md").read_text()
+    assert markdown_table() in readme
+
+
+def test_the_listing_names_every_experiment(capsys):
+    assert main(["experiments"]) == 0
+    said = capsys.readouterr().out.replace("\n", "").replace(" ", "")
+    assert all(experiment.question.replace(" ", "") in said for experiment in EXPERIMENTS)
+    assert main(["experiments", "--no_such_flag"]) == 2
+
+
+def test_running_all_goes_on_after_a_failure(monkeypatch, capsys, tmp_path):
+    def broken(scale):
+        raise RuntimeError("broken on purpose")
+
+    def sweeps(scale):
+        from tests.test_cli import small_sweeps
+
+        return small_sweeps(scale)
+
+    two = [Experiment("tests.broken", 1, "Broken?", broken), Experiment("tests.whole", 1, "Whole?", sweeps)]
+    monkeypatch.setattr("experiments.__main__.all_experiments", lambda: iter(two))
+    assert main(["experiments", "--all", "--scale=smoke", f"--out={tmp_path}"]) == 1
+    said = capsys.readouterr()
+    assert "broken on purpose" in said.err
+    assert "tests.whole" in said.out
+    assert json.loads((tmp_path / "tests/whole/smoke/manifest.json").read_text())["experiment"] == "tests.whole"

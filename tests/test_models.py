@@ -1,0 +1,342 @@
+"""Networks by what is known of them exactly."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlexp import learner, losses, models, optim
+from dlexp.data import bundled, mnist1d
+from dlexp.models import initializers, layers, perceptron
+from dlexp.sweep import grid
+from dlexp.sweep.grids import Run
+from dlexp.sweep.plan import full_hyper
+from tests.conftest import finished, metric
+
+KEY = jax.random.key(0)
+
+
+def defaults(model, **given):
+    return {name: given.get(name, legal.default) for name, legal in model.hyper.items()}
+
+
+def initial(model, inputs, **given):
+    return model.init(KEY, defaults(model, **given), inputs)
+
+
+def outputs(model, variables, inputs, *, train=False, key=KEY, **given):
+    return model.apply(variables, defaults(model, **given), inputs, key=key, train=train)[0]
+
+
+def mnist1d_cnn(**options):
+    conv = [models.ConvLayer(25, 5, 2, 1), models.ConvLayer(25, 3, 2, 1), models.ConvLayer(25, 3, 2, 1)]
+    return models.cnn(input_shape=(40, 1), conv_layers=conv, num_outputs=10, **options)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (models.mlp(width=1, num_layers=1, num_outputs=10), 410),
+        (models.mlp(width=100, num_layers=3, num_outputs=10, residual=True), 15_210),
+        (mnist1d_cnn(), 5_210),
+    ],
+    ids=["logistic", "mlp", "cnn"],
+)
+def test_the_networks_of_mnist1d_have_their_published_sizes(model, expected):
+    assert layers.num_params(initial(model, jnp.zeros((1, 40)))) == expected
+
+
+@pytest.mark.parametrize("num_space", [1, 2])
+@pytest.mark.parametrize(("stride", "padding"), [(1, 0), (2, 1), (3, 2)])
+@pytest.mark.usefixtures("x64")
+def test_convolution_by_patches_equals_the_librarys(num_space, stride, padding):
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(3, *(11, 9)[:num_space], 4))
+    kernel = rng.normal(size=(*(3, 2)[:num_space], 4, 5))
+    options = {"stride": stride, "padding": padding}
+
+    def both(function):
+        return [function(lowering) for lowering in layers.LOWERINGS]
+
+    ours, theirs = both(lambda lowering: layers.convolve(inputs, kernel, lowering=lowering, **options))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+    def squares(kernel, lowering):
+        return jnp.sum(layers.convolve(inputs, kernel, lowering=lowering, **options) ** 2)
+
+    ours, theirs = both(lambda lowering: jax.grad(squares)(kernel, lowering))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+def test_convolution_moves_with_its_input():
+    signal = np.zeros((1, 30, 1), np.float32)
+    signal[0, 10:14, 0] = [1, -2, 3, 1]
+    kernel = jax.random.normal(KEY, (5, 1, 3))
+    moved = layers.convolve(np.roll(signal, 4, axis=1), kernel)
+    np.testing.assert_array_equal(moved, np.roll(layers.convolve(signal, kernel), 4, axis=1))
+
+
+def test_max_pooling_takes_the_largest_of_each_block_and_cuts_rests():
+    image = np.arange(25, dtype=np.float32).reshape(1, 5, 5, 1)
+    np.testing.assert_array_equal(layers.max_pool(image, 2)[0, :, :, 0], [[6, 8], [16, 18]])
+
+
+def test_every_initializer_has_its_variance():
+    # The sample variance of n normal numbers has relative standard error sqrt(2 / n); 4 of them.
+    shape = {"layer": {"kernel": jax.ShapeDtypeStruct((300, 200), float)}}
+    expected = {"normal": 1.0, "glorot": 2 / 500, "he": 2 / 300, "lecun": 1 / 300, "orthogonal": 1 / 300}
+    for name, variance in expected.items():
+        hyper = {"init_scale": 0.5, "bias_scale": 0.0}
+        kernel = initializers.draw(KEY, shape, hyper, name)["layer"]["kernel"]
+        assert kernel.var() == pytest.approx(0.25 * variance, rel=4 * np.sqrt(2 / 60_000))
+        assert abs(kernel.mean()) < 4 * np.sqrt(0.25 * variance / 60_000)
+
+
+def test_fans_of_stacked_and_convolution_kernels_leave_out_layers_and_count_windows():
+    shapes = {
+        "hidden": {"kernel": jax.ShapeDtypeStruct((50, 30, 30), float)},
+        "conv": {"kernel": jax.ShapeDtypeStruct((3, 3, 20, 40), float)},
+    }
+    drawn = initializers.draw(KEY, shapes, {"init_scale": 1.0, "bias_scale": 0.0}, "he")
+    assert drawn["hidden"]["kernel"].var() == pytest.approx(2 / 30, rel=4 * np.sqrt(2 / 45_000))
+    assert drawn["conv"]["kernel"].var() == pytest.approx(2 / 180, rel=4 * np.sqrt(2 / 7_200))
+
+
+def test_orthogonal_weights_are_orthogonal_in_either_orientation():
+    for shape in ((40, 40), (40, 30), (30, 40)):
+        kernel = initializers.draw(
+            KEY,
+            {"kernel": jax.ShapeDtypeStruct(shape, float)},
+            {"init_scale": 1.0, "bias_scale": 0.0},
+            "orthogonal",
+        )["kernel"]
+        product_ = kernel.T @ kernel if shape[0] >= shape[1] else kernel @ kernel.T
+        np.testing.assert_allclose(product_, np.eye(min(shape)), atol=1e-5)  # float32
+
+
+def test_zeros_and_constant_initializers_are_what_they_say():
+    model = models.mlp(width=4, num_layers=3, num_outputs=2, initializer="constant")
+    kernels = [leaf for leaf in jax.tree.leaves(initial(model, jnp.zeros((1, 3)), init_scale=0.3)) if leaf.ndim > 1]
+    assert all((np.asarray(kernel)[..., :1] == np.float32(0.3)).all() for kernel in kernels if kernel.shape[-1] == 2)
+    zeros = models.mlp(width=4, num_layers=3, num_outputs=2, initializer="zeros")
+    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(initial(zeros, jnp.zeros((1, 3)))))
+
+
+def test_constant_initialization_keeps_hidden_units_identical_for_ever():
+    model = models.mlp(width=16, num_layers=3, num_outputs=10, activation="tanh", initializer="constant")
+    made = learner.supervised(model, losses.softmax_cross_entropy, optim.adam(), bundled.load("digits"), batch_size=32)
+    hyper = full_hyper(made, Run({}, {"learning_rate": 0.01, "init_scale": 0.1}, 0))
+    state = made.init(KEY, hyper, made.data)
+    update = jax.jit(made.update)
+    start = jax.tree.leaves(state.params)
+    for step in range(50):
+        state, _ = update(jax.random.fold_in(KEY, step), hyper, made.data, state)
+    first = np.asarray(state.params["first"]["Dense_0"]["kernel"])
+    assert not np.array_equal(start[0], jax.tree.leaves(state.params)[0])  # it did learn
+    # Units that start equal get equal gradients; only the order of a sum could part them, hence 1e-5.
+    np.testing.assert_allclose(first, np.broadcast_to(first[:, :1], first.shape), atol=1e-5)
+    second = np.asarray(state.params["hidden"]["Dense_0"]["kernel"][0])
+    np.testing.assert_allclose(second, np.full_like(second, second[0, 0]), atol=1e-5)
+
+
+@pytest.mark.parametrize("normalization", ["none", "batch"])
+def test_scanned_and_unrolled_layers_are_the_same_network(monkeypatch, normalization):
+    inputs = jax.random.normal(KEY, (8, 5))
+    made = []
+    for unrolled in (100, 1):
+        monkeypatch.setattr(perceptron, "UNROLLED_LAYERS", unrolled)
+        model = models.mlp(width=6, num_layers=7, num_outputs=3, normalization=normalization, dropout="inverted")
+        variables = initial(model, inputs, dropout_rate=0.5)
+        result = outputs(model, variables, inputs, train=True, dropout_rate=0.5)
+        gradient = jax.grad(
+            lambda v, model=model: jnp.sum(outputs(model, v, inputs, train=True, dropout_rate=0.5) ** 2)
+        )(variables)
+        made.append((variables, result, gradient))
+    for ours, theirs in zip(jax.tree.leaves(made[0]), jax.tree.leaves(made[1]), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-5)  # float32, 7 layers
+
+
+def test_a_thousand_layers_run_forward_and_backward():
+    model = models.mlp(width=8, num_layers=1000, num_outputs=2, activation="tanh", initializer="orthogonal")
+    inputs = jnp.ones((2, 4))
+    variables = initial(model, inputs)
+    gradient = jax.jit(jax.grad(lambda v: jnp.sum(outputs(model, v, inputs))))(variables)
+    assert variables["params"]["hidden"]["Dense_0"]["kernel"].shape == (998, 8, 8)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_a_residual_block_of_zeros_is_the_identity():
+    plain = models.mlp(width=6, num_layers=2, num_outputs=3)
+    deep = models.mlp(width=6, num_layers=9, num_outputs=3, residual=True)
+    inputs = jax.random.normal(KEY, (4, 5))
+    variables = initial(deep, inputs)
+    variables["params"]["hidden"] = jax.tree.map(jnp.zeros_like, variables["params"]["hidden"])
+    shallow = {"params": {name: variables["params"][name] for name in ("first", "output")}}
+    np.testing.assert_array_equal(outputs(deep, variables, inputs), outputs(plain, shallow, inputs))
+
+
+def test_batch_normalized_layers_do_not_see_the_scale_of_their_weights():
+    model = models.mlp(width=32, num_layers=2, num_outputs=3, normalization="batch")
+    inputs = jax.random.normal(KEY, (64, 10))
+    variables = initial(model, inputs)
+    scaled = jax.tree.map(lambda leaf: leaf, variables)
+    scaled["params"]["first"]["Dense_0"] = jax.tree.map(lambda w: 7.0 * w, variables["params"]["first"]["Dense_0"])
+    # BatchNorm divides by sqrt(var + 1e-5), so the scale is seen at relative size 1e-5 / var.
+    np.testing.assert_allclose(
+        outputs(model, variables, inputs, train=True),
+        outputs(model, scaled, inputs, train=True),
+        rtol=1e-3,
+        atol=1e-4,
+    )
+
+
+def test_batch_statistics_travel_and_are_used_at_inference():
+    model = models.mlp(width=4, num_layers=2, num_outputs=2, normalization="batch")
+    inputs = 3 + 2 * jax.random.normal(KEY, (256, 5))
+    variables = initial(model, inputs)
+    fresh = variables
+    for _ in range(100):
+        _, variables = model.apply(variables, defaults(model), inputs, key=KEY, train=True)
+    trained = outputs(model, variables, inputs, train=True)
+    np.testing.assert_allclose(outputs(model, variables, inputs), trained, rtol=1e-2, atol=1e-2)
+    assert not np.allclose(outputs(model, fresh, inputs), trained, atol=0.1)
+
+
+@pytest.mark.parametrize("placement", ["before", "after"])
+@pytest.mark.parametrize("normalization", ["batch", "layer"])
+def test_normalization_stands_where_it_was_put(normalization, placement):
+    seen = {}
+
+    def block(inputs, width, hyper, key, train):
+        seen["out"] = models.dense_block(
+            inputs, width, hyper, key, train, normalization=normalization, placement=placement
+        )
+        return seen["out"]
+
+    model = models.mlp(width=64, num_layers=2, num_outputs=2, block=block)
+    inputs = jax.random.normal(KEY, (128, 10))
+    outputs(model, initial(model, inputs), inputs, train=True)
+    axis = 0 if normalization == "batch" else 1
+    smallest, mean = float(seen["out"].min()), np.abs(seen["out"].mean(axis=axis)).max()
+    assert (smallest >= 0) == (placement == "before")
+    assert (mean < 1e-4) == (placement == "after")
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_geometric_mean_over_all_dropout_masks_is_weight_scaling_for_softmax_regression():
+    rng = np.random.default_rng(0)
+    dim, rate = 8, 0.3
+    weights, bias, x = rng.normal(size=(dim, 3)), rng.normal(size=3), rng.normal(size=dim)
+    log_mean = np.zeros(3)
+    for mask in product((0, 1), repeat=dim):
+        probability = np.prod([1 - rate if kept else rate for kept in mask])
+        log_mean += probability * np.asarray(jax.nn.log_softmax((x * mask) @ weights + bias))
+    scaled = layers.dropout(jnp.asarray(x), jnp.asarray(rate), KEY, train=False, convention="classic")
+    expected = jax.nn.log_softmax(scaled @ weights + bias)
+    np.testing.assert_allclose(log_mean - jax.nn.logsumexp(log_mean), expected, rtol=1e-12)
+
+
+def test_both_dropout_conventions_are_one_network_up_to_the_next_layers_weights():
+    rate = 0.4
+    inverted, classic = (
+        models.mlp(width=32, num_layers=2, num_outputs=5, dropout=name) for name in ("inverted", "classic")
+    )
+    inputs = jax.random.normal(KEY, (16, 10))
+    variables = initial(inverted, inputs, dropout_rate=rate)
+    rescaled = jax.tree.map(lambda leaf: leaf, variables)
+    rescaled["params"]["output"]["kernel"] = variables["params"]["output"]["kernel"] / (1 - rate)
+    for train in (True, False):
+        ours = outputs(inverted, variables, inputs, train=train, dropout_rate=rate)
+        theirs = outputs(classic, rescaled, inputs, train=train, dropout_rate=rate)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+        wrong = outputs(classic, variables, inputs, train=train, dropout_rate=rate)
+        assert np.abs(wrong - ours).max() > 0.1
+
+
+def test_dropout_keeps_the_mean_and_has_its_variance():
+    rate, count = 0.25, 200_000
+    dropped = layers.dropout(jnp.ones(count), jnp.asarray(rate), KEY, train=True, convention="inverted")
+    variance = rate / (1 - rate)
+    assert abs(float(dropped.mean()) - 1) < 4 * np.sqrt(variance / count)
+    assert float(dropped.var()) == pytest.approx(variance, rel=0.02)
+
+
+def test_the_rate_of_dropout_is_swept(devices):
+    def make_learner(config, num_steps):
+        model = models.mlp(width=16, num_layers=2, num_outputs=10, dropout="inverted")
+        data = bundled.load("digits")
+        return learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=16)
+
+    sweep = grid(hyper={"learning_rate": (0.1,), "dropout_rate": (0.0, 0.5)})
+    rows = finished(sweep, devices, make_learner=make_learner)
+    assert metric(rows, (0.1, 0.0, 0), "batch/loss")[-1] < metric(rows, (0.1, 0.5, 0), "batch/loss")[-1]
+
+
+def test_convolutional_networks_agree_in_both_lowerings():
+    inputs = jax.random.normal(KEY, (4, 64))
+    made = []
+    for lowering in layers.LOWERINGS:
+        conv = [models.ConvLayer(6, 3, padding=1, pool=2), models.ConvLayer(8, 3, padding=1, pool=2)]
+        model = models.cnn(
+            input_shape=(8, 8, 1), conv_layers=conv, dense_widths=(12,), num_outputs=10, lowering=lowering
+        )
+        made.append(outputs(model, initial(model, inputs), inputs))
+    np.testing.assert_allclose(made[0], made[1], rtol=1e-5, atol=1e-5)
+
+
+def test_images_kept_as_bytes_are_cast_in_the_network():
+    model = models.mlp(width=4, num_layers=2, num_outputs=2)
+    images = np.arange(32, dtype=np.uint8).reshape(2, 4, 4)
+    variables = initial(model, images)
+    np.testing.assert_array_equal(
+        outputs(model, variables, images), outputs(model, variables, images.astype(np.float32))
+    )
+
+
+def test_logistic_regression_reaches_its_accuracy_on_mnist1d(devices):
+    def make_learner(config, num_steps):
+        model = models.mlp(width=1, num_layers=1, num_outputs=10)
+        data = mnist1d.load()
+        return learner.supervised(
+            model,
+            losses.softmax_cross_entropy,
+            optim.momentum(),
+            data,
+            batch_size=None,
+            num_train_evaluated=4000,
+        )
+
+    sweep = grid(hyper={"learning_rate": (0.5,)}, seeds=1)
+    rows = finished(sweep, devices, make_learner=make_learner, num_steps=4000, num_evals=1)
+    # The maximum-likelihood solution: train cross-entropy 1.58325, test accuracy 32.4%.
+    assert metric(rows, (0.5, 0), "train/loss")[-1] == pytest.approx(1.58325, abs=1e-3)
+    assert metric(rows, (0.5, 0), "test/accuracy")[-1] == pytest.approx(0.324, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_layers": 0}, "num_layers must be"),
+        ({"num_layers": 1001}, "num_layers must be"),
+        ({"width": 2.5}, "width must be"),
+        ({"activation": "sine"}, "no activation named 'sine'"),
+        ({"normalization": "group"}, "normalization must be one of"),
+        ({"placement": "inside"}, "placement must be one of"),
+        ({"dropout": "on"}, "dropout must be one of"),
+        ({"initializer": "xavier"}, "no initializer named 'xavier'"),
+    ],
+)
+def test_choices_that_do_not_exist_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        models.mlp(**{"width": 4, "num_layers": 2, "num_outputs": 2, **options})
+
+
+def test_batches_larger_than_the_training_set_are_refused():
+    data = bundled.load("iris")
+    model = models.mlp(width=4, num_layers=2, num_outputs=3)
+    with pytest.raises(ValueError, match=r"batch_size must be in \[1, 90\]"):
+        learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=91)

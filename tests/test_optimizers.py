@@ -1,0 +1,66 @@
+"""The figure of the main experiment against the numbers it should show."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from dlexp import api, plots
+from dlexp.results import load, store
+from experiments.optimization import optimizers
+
+FOLDER = store.folder_of(api.REFERENCE, optimizers.EXPERIMENT.name, "cpu")
+
+
+@pytest.fixture(scope="module")
+def results():
+    return load(FOLDER)
+
+
+def raw(sweep):
+    """The saved rows read by Parquet alone."""
+    return pd.concat([pq.read_table(path).to_pandas() for path in sorted((FOLDER / sweep).glob("*.parquet"))])
+
+
+@pytest.mark.parametrize(("place", "sweep"), enumerate(("mnist1d", "digits")))
+def test_the_accuracy_curves_show_the_means_of_the_saved_runs(results, place, sweep):
+    with plots.style():
+        figure = optimizers.figures(results)["accuracy_by_rate"]
+    axes = next(each for each in figure.axes if each.get_title(loc="left").startswith(optimizers.TITLES[sweep]))
+    rows = raw(sweep)
+    final = np.array([curve[-1] for curve in rows["test/accuracy"]])
+    rows["final"] = np.where(np.isfinite(final), final, optimizers.CHANCE)
+    lines = {line.get_label(): line for line in axes.lines}
+    for optimizer in optimizers.OPTIMIZERS:
+        expected = rows[rows["optimizer"] == optimizer].groupby("learning_rate")["final"].mean()
+        np.testing.assert_allclose(lines[optimizer].get_xdata(), expected.index)
+        np.testing.assert_allclose(lines[optimizer].get_ydata(), expected, rtol=1e-6)
+
+
+def test_the_loss_curves_show_the_geometric_means_at_the_chosen_rates(results):
+    with plots.style():
+        figure = optimizers.figures(results)["loss_curves"]
+    for axes, sweep in zip(figure.axes, ("mnist1d", "digits"), strict=True):
+        rows = raw(sweep)
+        for line, optimizer in zip(axes.lines, optimizers.OPTIMIZERS, strict=True):
+            own = rows[rows["optimizer"] == optimizer]
+            last = pd.Series([curve[-1] for curve in own["validation/accuracy"]], index=own["learning_rate"])
+            best = last.fillna(optimizers.CHANCE).groupby(level=0).mean().idxmax()
+            curves = np.stack(own[own["learning_rate"] == best]["train/loss"].to_list())
+            np.testing.assert_allclose(line.get_ydata(), np.exp(np.log(curves).mean(axis=0)), rtol=1e-5)
+
+
+def test_every_optimizer_learned_and_its_best_rate_is_inside_the_grid(results):
+    for table in results.values():
+        rates = table.axes and sorted(set(table.frame["learning_rate"]))
+        for optimizer in optimizers.OPTIMIZERS:
+            best = optimizers._best_rate(table, optimizer)
+            assert rates[0] < best < rates[-1]
+            assert optimizers._at_best(table, optimizer).mean() > 0.6
+
+
+def test_momentum_is_sgd_at_ten_times_the_rate_where_rates_are_small(results):
+    for table in results.values():
+        assert optimizers._gap_to_shifted_sgd(table, above=False).mean() < 0.05

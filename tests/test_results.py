@@ -1,0 +1,194 @@
+"""What is saved is what is read: the store and the tables, on results made by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dlexp.results import ResultsError, load, store, table
+from dlexp.sweep import grid
+from dlexp.sweep.grids import Identity, run_id
+
+PROVENANCE = {"jax": "0", "width": 8}
+
+
+def save(folder, declared, *, value=lambda run: float(run.seed), num_evals=2, chunk=3, keep=lambda run: True):
+    """Writes a sweep as the engine's caller does; `value` makes the last test loss of a run."""
+    identity = Identity("tests.made", 1, "main", 10)
+    manifest = {
+        "experiment": "tests.made",
+        "version": 1,
+        "scale": "smoke",
+        "sweeps": {"main": {"num_steps": 10, "num_evals": num_evals, "blocks": table.describe(declared)}},
+    }
+    store.write_manifest(folder, manifest)
+    for family in declared.families():
+        runs = [run for run in declared.runs(family) if keep(run)]
+        for start in range(0, len(runs), chunk):
+            part = runs[start : start + chunk]
+            curves = np.array([np.linspace(0, value(run), num_evals + 1) for run in part], np.float32)
+            columns = {
+                "run_id": [run_id(identity, run) for run in part],
+                **{name: [run.config[name] for run in part] for name in family.config},
+                **{name: np.array([run.hyper[name] for run in part]) for name in family.hyper_names},
+                "seed": np.array([run.seed for run in part]),
+                "status": ["ok" if np.isfinite(value(run)) else "nonfinite" for run in part],
+                "nonfinite_at": np.full(len(part), -1, np.int32),
+                "test/loss": curves,
+                "batch/loss": curves[:, 1:],
+                "test/norms": np.stack([curves] * 4, axis=2),
+            }
+            metrics = ["test/loss", "batch/loss", "test/norms"]
+            about = {"config": dict(family.config), "metrics": metrics, "provenance": PROVENANCE}
+            store.write_chunk(folder / "main", columns, about)
+    return folder
+
+
+DECLARED = grid(config={"width": (8, 16)}, hyper={"learning_rate": (0.1, 0.01)}, seeds=4)
+
+
+def test_a_saved_sweep_reads_back_equal(tmp_path):
+    results = load(save(tmp_path, DECLARED))
+    main = results["main"]
+    assert len(main) == 16
+    assert main.frame["width"].tolist() == [8] * 8 + [16] * 8  # the grid's order, not the files'
+    assert main.frame["learning_rate"].tolist()[:8] == [0.1] * 4 + [0.01] * 4
+    assert main.frame["test/loss"].tolist() == [0.0, 1.0, 2.0, 3.0] * 4
+    assert main.curves("test/loss").shape == (16, 3)
+    assert main.curves("test/norms").shape == (16, 3, 4)
+    assert main.steps("test/loss").tolist() == [0, 5, 10]
+    assert main.steps("batch/loss").tolist() == [5, 10]
+
+
+def test_compacting_keeps_every_row_and_is_idempotent(tmp_path):
+    save(tmp_path, DECLARED)
+    before = load(tmp_path)["main"]
+    store.compact(tmp_path / "main")
+    files = sorted(path.name for path in (tmp_path / "main").iterdir())
+    after = load(tmp_path)["main"]
+    assert len(files) == 2  # one a group
+    assert before.frame.equals(after.frame)
+    np.testing.assert_array_equal(before.curves("test/norms"), after.curves("test/norms"))
+    store.compact(tmp_path / "main")
+    assert sorted(path.name for path in (tmp_path / "main").iterdir()) == files
+
+
+def test_arrays_are_labelled_by_the_axes(tmp_path):
+    array = load(save(tmp_path, DECLARED))["main"].labelled("test/loss")
+    assert array.dims == ("width", "learning_rate", "seed", "step")
+    assert array.sel(width=16, learning_rate=0.01, seed=3, step=10).item() == 3.0
+
+
+def test_ragged_unions_are_labelled_too(tmp_path):
+    ragged = grid(config={"width": (8,)}, hyper={"learning_rate": (0.1,)}, seeds=2) | grid(
+        config={"width": (8,)}, hyper={"learning_rate": (0.1,), "momentum": (0.5, 0.9)}, seeds=1
+    )
+    main = load(save(tmp_path, ragged))["main"]
+    array = main.labelled("test/loss")
+    assert array.sizes["momentum"] == 3
+    assert int(array.notnull().isel(step=0).sum()) == len(main) == 4
+    assert main.select(momentum=None, seed=1).frame["test/loss"].tolist() == [1.0]
+
+
+def test_selecting_takes_values_lists_and_rounded_numbers(tmp_path):
+    main = load(save(tmp_path, DECLARED))["main"]
+    assert len(main.select(width=8, learning_rate=0.1)) == 4
+    assert len(main.select(seed=[0, 1], learning_rate=0.1 + 1e-12)) == 4
+    with pytest.raises(ValueError, match="no axis 'depth'"):
+        main.select(depth=1)
+    with pytest.raises(ValueError, match="no run"):
+        main.select(width=9)
+
+
+def test_the_frame_exports_as_csv(tmp_path):
+    main = load(save(tmp_path / "r", DECLARED))["main"]
+    main.to_csv(tmp_path / "runs.csv")
+    lines = (tmp_path / "runs.csv").read_text().splitlines()
+    assert len(lines) == 17
+    assert lines[0].startswith("run_id,width,learning_rate,seed,status,nonfinite_at")
+
+
+def test_runs_outside_the_current_grid_stay_in_the_folder_and_out_of_the_table(tmp_path):
+    save(tmp_path, DECLARED)
+    smaller = grid(config={"width": (8,)}, hyper={"learning_rate": (0.1,)}, seeds=4)
+    save(tmp_path, smaller, keep=lambda run: False)
+    assert len(load(tmp_path)["main"]) == 4
+    assert len(store.finished(tmp_path / "main")[0]) == 16
+
+
+def test_one_run_with_two_values_is_an_error(tmp_path):
+    save(tmp_path, DECLARED)
+    save(tmp_path, DECLARED, value=lambda run: 7.0)
+    with pytest.raises(ResultsError, match="twice with different values"):
+        load(tmp_path)
+
+
+def test_a_damaged_file_is_named_and_moved_aside_before_training(tmp_path):
+    save(tmp_path, DECLARED)
+    victim = sorted((tmp_path / "main").iterdir())[0]
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(bytes(content))
+    with pytest.raises(ResultsError, match=victim.name):
+        load(tmp_path)
+    ids, moved = store.finished(tmp_path / "main")
+    assert [path.name for path in moved] == [victim.name]
+    assert 0 < len(ids) < 16
+    assert len(load(tmp_path)["main"]) == len(ids)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99}'])
+def test_a_damaged_manifest_is_named(tmp_path, content):
+    (tmp_path / store.MANIFEST).write_text(content)
+    with pytest.raises(ResultsError, match=r"manifest\.json"):
+        load(tmp_path)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("do not lose")
+    with pytest.raises(ResultsError, match="files that are no results"):
+        store.claim_folder(tmp_path, "tests.made", 1, fresh=True)
+    other = save(tmp_path / "other", DECLARED)
+    with pytest.raises(ResultsError, match=r"results of tests\.made"):
+        store.claim_folder(other, "tests.different", 1)
+    with pytest.raises(ResultsError, match="version 1, the experiment is at 2"):
+        store.claim_folder(other, "tests.made", 2)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResultsError, match="is a file"):
+        store.claim_folder(tmp_path / "file" / "deeper", "tests.made", 1)
+    assert (tmp_path / "thesis.tex").read_text() == "do not lose"
+
+
+def test_writing_leaves_the_old_file_where_the_new_one_cannot_be_finished(tmp_path, monkeypatch):
+    path = tmp_path / "manifest.json"
+    store.write_text(path, "old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        store.write_text(path, "new")
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["manifest.json"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    values=st.lists(st.floats(width=32), min_size=1, max_size=12),
+    shape=st.sampled_from([(), (1,), (3,), (2, 3)]),
+    texts=st.text(max_size=8),
+)
+def test_columns_of_any_shape_round_trip(tmp_path_factory, values, shape, texts):
+    folder = tmp_path_factory.mktemp("chunk")
+    array = np.array([np.full(shape, value, np.float32) for value in values])
+    columns = {"run_id": [f"{texts}{row}" for row in range(len(values))], "x/y": array}
+    path = store.write_chunk(folder, columns, {"metrics": ["x/y"], "note": texts})
+    read, about = store.read_chunk(path)
+    np.testing.assert_array_equal(store.to_numpy(read["x/y"]), array)
+    assert read["run_id"].to_pylist() == columns["run_id"]
+    assert about == json.loads(json.dumps({"metrics": ["x/y"], "note": texts}))

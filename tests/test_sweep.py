@@ -1,0 +1,238 @@
+"""Grids, run ids, plans and costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dlexp.sweep import cost, geomspace, grid, grids
+from dlexp.sweep import plan as planning
+from dlexp.sweep.grids import Identity, Run, run_id
+from dlexp.types import Range, Sweep
+from tests.conftest import small_learner
+
+IDENTITY = Identity("tests.any", 1, "main", 100)
+
+names = st.text("abcdefgh_", min_size=1, max_size=6).filter(lambda name: name not in grids.RESERVED)
+numbers = st.floats(allow_nan=False, allow_infinity=False, width=32)
+hypers = st.dictionaries(names, numbers, max_size=4)
+configs = st.dictionaries(names, st.one_of(st.integers(-99, 99), st.booleans(), st.text(max_size=5)), max_size=3)
+
+
+def all_runs(declared):
+    return [run for family in declared.families() for run in declared.runs(family)]
+
+
+def test_a_grid_is_the_product_of_its_axes():
+    declared = grid(config={"width": (8, 16)}, hyper={"a": (1, 2, 3), "b": (0.5,)}, seeds=4)
+    runs = all_runs(declared)
+    assert len(runs) == sum(map(declared.num_runs, declared.families())) == 2 * 3 * 4
+    assert len({run_id(IDENTITY, run) for run in runs}) == len(runs)
+    assert declared.axes == {"width": [8, 16], "a": [1, 2, 3], "b": [0.5], "seed": [0, 1, 2, 3]}
+
+
+def test_a_union_counts_a_run_once():
+    left = grid(config={"width": (8,)}, hyper={"a": (1, 2)}, seeds=2)
+    right = grid(config={"width": (8, 16)}, hyper={"a": (2.0, 3)}, seeds=3)
+    runs = all_runs(left | right)
+    assert len(runs) == len({run_id(IDENTITY, run) for run in runs}) == 4 + 12 - 2
+    assert sum(map((left | right).num_runs, (left | right).families())) == len(runs)
+
+
+def test_blocks_with_other_axes_are_other_groups():
+    ragged = grid(config={"kind": ("x",)}, hyper={"a": (1,)}) | grid(
+        config={"kind": ("x",)}, hyper={"a": (1,), "b": (2,)}
+    )
+    assert [family.hyper_names for family in ragged.families()] == [("a",), ("a", "b")]
+
+
+@given(configs, hypers, st.integers(0, 2**32 - 1))
+def test_a_run_id_does_not_depend_on_the_order_of_axes(config, hyper, seed):
+    def backwards(axes):
+        return dict(reversed(axes.items()))
+
+    one = run_id(IDENTITY, Run(config, hyper, seed))
+    assert one == run_id(IDENTITY, Run(backwards(config), backwards(hyper), seed))
+    assert len(one) == 20
+
+
+@given(hypers.filter(bool), st.integers(0, 5))
+def test_a_run_id_counts_numbers_to_nine_digits_whatever_their_type(hyper, seed):
+    as_text = {name: float(format(value, ".9g")) for name, value in hyper.items()}
+    as_numpy = {name: np.float64(value) for name, value in hyper.items()}
+    ids = {run_id(IDENTITY, Run({}, each, seed)) for each in (hyper, as_text, as_numpy)}
+    assert len(ids) == 1
+
+
+@given(st.lists(st.tuples(configs, hypers, st.integers(0, 3)), max_size=8))
+def test_different_runs_have_different_ids(entries):
+    def meaning(config, hyper, seed):
+        typed = tuple(sorted((name, type(value).__name__, value) for name, value in config.items()))
+        return typed, tuple(sorted((name, format(value + 0.0, ".9g")) for name, value in hyper.items())), seed
+
+    ids = {run_id(IDENTITY, Run(*entry)) for entry in entries}
+    assert len(ids) == len({meaning(*entry) for entry in entries})
+
+
+def test_run_ids_say_everything_that_makes_a_run():
+    run = Run({"width": 8}, {"a": 1.0}, 0)
+    others = [
+        run_id(IDENTITY._replace(experiment="tests.other"), run),
+        run_id(IDENTITY._replace(version=2), run),
+        run_id(IDENTITY._replace(sweep="second"), run),
+        run_id(IDENTITY._replace(num_steps=200), run),
+        run_id(IDENTITY, run._replace(config={"width": 8.0})),
+        run_id(IDENTITY, run._replace(config={"width": "8"})),
+        run_id(IDENTITY, run._replace(hyper={"b": 1.0})),
+        run_id(IDENTITY, run._replace(seed=1)),
+    ]
+    assert len({run_id(IDENTITY, run), *others}) == 9
+
+
+def test_run_ids_are_the_same_in_another_process():
+    code = (
+        "from dlexp.sweep.grids import *;"
+        "print(run_id(Identity('e.x', 1, 'main', 10), Run({'width': 8, 'act': 'relu'}, {'a': 0.1}, 3)))"
+    )
+    here = run_id(Identity("e.x", 1, "main", 10), Run({"width": 8, "act": "relu"}, {"a": 0.1}, 3))
+    assert here == "e32a0440018355a5a4c5"  # stays so across versions: saved results are found by it
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == here
+
+
+@given(st.floats(1e-6, 1e6), st.floats(1.01, 1e6), st.integers(2, 30))
+def test_geomspace_has_equal_ratios_and_exact_ends(low, ratio, num):
+    values = geomspace(low, low * ratio, num)
+    assert len(values) == num
+    assert values[0] == pytest.approx(low, rel=1e-8)
+    assert values[-1] == pytest.approx(low * ratio, rel=1e-8)
+    np.testing.assert_allclose(np.diff(np.log(values)), np.log(ratio) / (num - 1), rtol=1e-5, atol=1e-8)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5, unique_by=lambda x: format(x + 0.0, ".9g")))
+def test_an_axis_flag_reads_back_the_numbers_it_was_written_with(values):
+    text = ",".join(map(repr, values))
+    assert grids.parse_values(text, like=(0.5,)) == tuple(values)
+    assert grids.parse_axis(f"a={text}") == ("a", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "like", "expected"),
+    [
+        ("32,64", (8,), (32, 64)),
+        ("relu, tanh", ("gelu",), ("relu", "tanh")),
+        ("true,False", (True,), (True, False)),
+    ],
+)
+def test_an_axis_flag_takes_the_type_of_the_axis(text, like, expected):
+    assert grids.parse_values(text, like) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"hyper": {"a": ()}}, ValueError, "axis a is empty"),
+        ({"hyper": {"a": (1, 1.0)}}, ValueError, "axis a repeats a value"),
+        ({"hyper": {"a": ("x",)}}, TypeError, "swept axis a takes numbers"),
+        ({"hyper": {"a": (float("nan"),)}}, ValueError, "axis a takes finite numbers"),
+        ({"config": {"a": (None,)}}, TypeError, "axis a takes strings, numbers or booleans"),
+        ({"config": {"a": (1,)}, "hyper": {"a": (1,)}}, ValueError, "static or swept, not both"),
+        ({"config": {"seed": (1,)}}, ValueError, "cannot be named 'seed'"),
+        ({"hyper": {"a/b": (1,)}}, ValueError, "cannot be named 'a/b'"),
+        ({"seeds": 0}, ValueError, "seeds must be a count"),
+        ({"seeds": (1, 1)}, ValueError, "seeds must be a count"),
+        ({"seeds": (-1,)}, ValueError, "from 0 to 2"),
+    ],
+)
+def test_axes_that_make_no_grid_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        grid(**options)
+
+
+def plan_of(declared, devices, num_steps=10, num_evals=2, make_learner=small_learner):
+    return planning.make(IDENTITY, Sweep(declared, make_learner, num_steps, num_evals), devices)
+
+
+@pytest.mark.parametrize(
+    ("declared", "options", "message"),
+    [
+        (
+            grid(hyper={"learning_rate": (0.1,), "width": (8,)}),
+            {},
+            "not 'width'; if it is a static choice, put it in",
+        ),
+        (grid(config={"learning_rate": (0.1,)}), {}, "move it from config to hyper"),
+        (grid(config={"optimizer": ("sgd",)}), {}, "axis learning_rate is missing"),
+        (grid(hyper={"learning_rate": (0.1, -1)}), {}, r"must be a number in \[0, inf\), got -1"),
+        (grid(hyper={"learning_rate": (0.1,)}), {"num_steps": 7}, "take 8"),
+        (
+            grid(hyper={"learning_rate": (0.1,)}),
+            {"make_learner": lambda c, n: small_learner(c, n)._replace(update=None)},
+            "num_steps must be 0",
+        ),
+    ],
+)
+def test_grids_that_do_not_fit_the_learner_are_refused(devices, declared, options, message):
+    with pytest.raises(ValueError, match=message):
+        plan_of(declared, devices, **options)
+
+
+def test_a_plan_knows_what_it_will_cost(devices):
+    plan = plan_of(grid(hyper={"learning_rate": (0.1, 0.2)}, seeds=3), devices)
+    (group,) = plan.groups
+    assert (group.num_runs, plan.num_runs) == (6, 6)
+    assert group.num_params == 64 * 8 + 8 + 8 * 10 + 10
+    # Multiply-adds of the matrix products: forward and two backward for a batch of 16 (no gradient for the
+    # inputs), forward alone for the 1000 + 359 + 360 rows of three evaluations; the rest adds a little.
+    step = 2 * 16 * (2 * 64 * 8 + 3 * 8 * 10)
+    evaluation = 2 * (1000 + 359 + 360) * (64 * 8 + 8 * 10)
+    assert group.flops == pytest.approx(10 * step + 3 * evaluation, rel=0.1)
+
+
+def test_the_width_shrinks_until_a_call_fits_into_memory(devices, monkeypatch):
+    monkeypatch.setattr(planning, "_device_memory", lambda devices: 2e6)
+    (narrow,) = plan_of(grid(hyper={"learning_rate": (0.1,)}), devices).groups
+    assert narrow.width < planning.DEFAULT_WIDTH["cpu"]
+
+
+def test_costs_are_counted_through_scans_and_at_the_most_expensive_branch():
+    matrix = jax.ShapeDtypeStruct((32, 32), jnp.float32)
+    product = 2 * 32**3
+
+    def scanned(x):
+        return jax.lax.scan(lambda x, _: (x @ x, None), x, length=7)[0]
+
+    def branched(x):
+        return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x, x)
+
+    assert cost.of(scanned, matrix).flops == 7 * product
+    assert cost.of(jax.jit(branched), matrix).flops == pytest.approx(2 * product, rel=0.01)
+    image = jax.ShapeDtypeStruct((5, 8, 8, 3), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, 3, 4), jnp.float32)
+
+    def convolved(image, kernel):
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(image, kernel, (1, 1), "VALID", dimension_numbers=layout)
+
+    assert cost.of(convolved, image, kernel).flops == 2 * (5 * 6 * 6 * 4) * (3 * 3 * 3)
+
+
+@pytest.mark.parametrize(
+    ("legal", "inside", "outside"),
+    [
+        (Range(0.0, 1.0, open_high=True), (0, 0.5), (1, -0.1, float("nan"), "x")),
+        (Range(0.0, open_low=True), (1e-9, 1e9), (0, float("inf"))),
+        (Range(1, 10, integer=True), (1, 3.0), (2.5, 11)),
+    ],
+)
+def test_ranges_hold_what_they_say(legal, inside, outside):
+    assert all(value in legal for value in inside)
+    assert not any(value in legal for value in outside)

@@ -1,0 +1,124 @@
+"""Statistics and verdicts on results made by hand, where the answer is known."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dlexp import analysis, claims
+from dlexp.claims import judge
+from dlexp.results import load
+from dlexp.sweep import grid
+from tests.test_results import save
+
+RATES = grid(config={"optimizer": ("a", "b")}, hyper={"learning_rate": (0.01, 0.1, 1.0)}, seeds=4)
+
+
+def judged(*conditions, smallest=0.0):
+    effects = {f"c{index}": values for index, values in enumerate(conditions)}
+    return judge("x", source="s", rule="r", effects=effects, smallest=smallest)
+
+
+def test_every_verdict_can_flip():
+    near_one = np.array([0.9, 1.0, 1.1, 1.0])
+    assert judged(near_one).verdict == "supported"
+    assert judged(near_one, smallest=2.0).verdict == "refuted"
+    assert judged(near_one, smallest=1.0).verdict == "undecided"
+    assert judged(near_one, -near_one).verdict == "mixed"
+    assert judged(near_one, near_one).verdict == "supported"
+    assert judged(near_one[:1]).verdict == "undecided"
+
+
+def test_a_claim_reports_its_hardest_condition_and_shows_all():
+    claim = judged(np.array([5.0, 5.1, 4.9]), np.array([0.5, 0.6, 0.7]))
+    assert claim.effect == pytest.approx(0.6)
+    assert "c0: supported" in claim.condition
+    assert "c1: supported" in claim.condition
+
+
+def test_values_that_are_not_finite_cannot_be_judged():
+    with pytest.raises(ValueError, match="count failed runs as a value"):
+        judged(np.array([1.0, np.nan]))
+
+
+def test_claims_read_back_from_json_that_others_can_read():
+    all_claims = [judged(np.array([1.0, 2.0, 3.0])), judged(np.array([]))]
+    text = claims.to_json(all_claims)
+    assert claims.from_json(text) == all_claims
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_the_t_interval_covers_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    samples = rng.normal(1.0, 2.0, size=(2000, 8))
+    covered = [low <= 1.0 <= high for _, low, high in map(analysis.t_interval, samples)]
+    assert abs(np.mean(covered) - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 2000)
+
+
+def test_the_bootstrap_interval_is_repeatable_and_near_the_t_interval_for_normal_values():
+    values = np.random.default_rng(1).normal(size=60)
+    assert analysis.bootstrap_interval(values) == analysis.bootstrap_interval(values)
+    np.testing.assert_allclose(analysis.bootstrap_interval(values), analysis.t_interval(values), atol=0.06)
+    assert analysis.bootstrap_interval([2.0, 2.0, 2.0]) == (2.0, 2.0, 2.0)
+
+
+def test_the_interquartile_mean_cuts_a_quarter_at_each_end():
+    assert analysis.interquartile_mean([0, 1, 2, 3, 4, 5, 6, 1000]) == 3.5
+    assert stats.trim_mean([1, 2, 3, 4], 0.25) == analysis.interquartile_mean([1, 2, 3, 4]) == 2.5
+
+
+def loss(run):
+    """b is best at 0.1; a at 1.0, were it not for the one run that fails there."""
+    best = {"a": 1.0, "b": 0.1}[run.config["optimizer"]]
+    if run.config["optimizer"] == "a" and run.hyper["learning_rate"] == 1.0 and run.seed == 0:
+        return float("nan")
+    return abs(np.log10(run.hyper["learning_rate"] / best)) + 0.01 * run.seed
+
+
+def test_a_rate_where_a_run_failed_does_not_win_by_the_runs_that_did_not(tmp_path):
+    main = load(save(tmp_path, RATES, value=loss))["main"]
+    best = analysis.best(main, "learning_rate", choose_by="test/loss", report="test/loss")
+    assert dict(zip(best["optimizer"], best["learning_rate"], strict=True)) == {"a": 0.1, "b": 0.1}
+    assert best["num_failed"].tolist() == [0, 0]
+    with pytest.raises(ValueError, match="no axis 'momentum'"):
+        analysis.best(main, "momentum", choose_by="test/loss")
+    with pytest.raises(ValueError, match="name a metric"):
+        analysis.best(main, "learning_rate")
+
+
+def test_points_count_failed_runs(tmp_path):
+    main = load(save(tmp_path, RATES, value=loss))["main"]
+    means = analysis.points(main, "test/loss", failed=9.0).set_index(["optimizer", "learning_rate"])
+    assert means.loc[("a", 1.0), "num_failed"] == 1
+    assert means.loc[("a", 1.0), "mean"] == pytest.approx((9 + 0.01 + 0.02 + 0.03) / 4)
+    assert means["num_seeds"].tolist() == [4] * 6
+
+
+def test_divergence_is_judged_by_a_stated_rule(tmp_path):
+    main = load(save(tmp_path, RATES, value=loss))["main"]
+    bad = analysis.diverged(main, constant_loss=1.5, metric="test/loss")
+    expected = [run for run in main.frame.to_dict("records") if not run["test/loss"] < 1.5]
+    assert bad.sum() == len(expected) == 5  # the non-finite run and four seeds two decades off
+
+
+def test_a_good_band_has_no_gap_and_holds_the_best(tmp_path):
+    accuracies = {0.001: 0.9, 0.01: 0.5, 0.1: 0.89, 1.0: 0.901, 10.0: 0.3}
+    wide = grid(hyper={"learning_rate": tuple(accuracies)}, seeds=2)
+    main = load(save(tmp_path, wide, value=lambda run: accuracies[run.hyper["learning_rate"]]))["main"]
+    band = analysis.good_band(main, "learning_rate", metric="test/loss", tolerance=0.02, failed=0.0).iloc[0]
+    assert (band["best"], band["low"], band["high"]) == (1.0, 0.1, 1.0)  # 0.001 is as good, but beyond a gap
+    assert band["decades"] == pytest.approx(1.0)
+    assert not band["at_edge"]
+    wider = analysis.good_band(main, "learning_rate", metric="test/loss", tolerance=0.5, failed=0.0).iloc[0]
+    assert (wider["low"], wider["high"], wider["at_edge"]) == (0.001, 1.0, True)
+
+
+def test_runs_of_one_point_come_by_seed(tmp_path):
+    main = load(save(tmp_path, RATES, value=loss))["main"]
+    values = analysis.by_seed(main, "test/loss", optimizer="b", learning_rate=0.1)
+    np.testing.assert_allclose(values, [0, 0.01, 0.02, 0.03], atol=1e-7)
+    with pytest.raises(ValueError, match="several points"):
+        analysis.by_seed(main, "test/loss", optimizer="b")
