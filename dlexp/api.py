@@ -249,12 +249,13 @@ def enable_compile_cache() -> None:
     """Keeps compiled programs on disk, in the user's cache folder, unless JAX was told where already."""
     import jax
 
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    config: Any = jax.config
+    if config.jax_compilation_cache_dir is None:
         import pooch
 
-        jax.config.update("jax_compilation_cache_dir", str(pooch.os_cache("dlexp") / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        config.update("jax_compilation_cache_dir", str(pooch.os_cache("dlexp") / "xla"))
+    config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 class _Others:
@@ -380,6 +381,7 @@ def _provenance(num_devices: int) -> dict[str, Any]:
     """What it takes to train the same numbers again."""
     import jax
 
+    config: Any = jax.config
     device = jax.local_devices()[0]
     packages = ("dlexp", "jax", "jaxlib", "flax", "optax", "numpy")
     return {
@@ -389,8 +391,8 @@ def _provenance(num_devices: int) -> dict[str, Any]:
         "device": device.device_kind,
         "machine": platform.machine(),
         "num_devices": num_devices,
-        "matmul_precision": jax.config.read("jax_default_matmul_precision") or "default",
-        "float": "float64" if jax.config.read("jax_enable_x64") else "float32",
+        "matmul_precision": config.jax_default_matmul_precision or "default",
+        "float": "float64" if config.jax_enable_x64 else "float32",
         "git_commit": _git_commit(),
     }
 
