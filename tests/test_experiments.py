@@ -107,7 +107,8 @@ def test_the_readme_shows_the_generated_table():
     assert markdown_table() in readme
 
 
-def test_the_listing_names_every_experiment(capsys):
+def test_the_listing_names_every_experiment(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     assert main(["experiments"]) == 0
     said = capsys.readouterr().out.replace("\n", "").replace(" ", "")
     assert all(experiment.question.replace(" ", "") in said for experiment in EXPERIMENTS)

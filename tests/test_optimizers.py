@@ -24,8 +24,8 @@ def raw(sweep):
     return pd.concat([pq.read_table(path).to_pandas() for path in sorted((FOLDER / sweep).glob("*.parquet"))])
 
 
-@pytest.mark.parametrize(("place", "sweep"), enumerate(("mnist1d", "digits")))
-def test_the_accuracy_curves_show_the_means_of_the_saved_runs(results, place, sweep):
+@pytest.mark.parametrize("sweep", ["mnist1d", "digits"])
+def test_the_accuracy_curves_show_the_means_of_the_saved_runs(results, sweep):
     with plots.style():
         figure = optimizers.figures(results)["accuracy_by_rate"]
     axes = next(each for each in figure.axes if each.get_title(loc="left").startswith(optimizers.TITLES[sweep]))
