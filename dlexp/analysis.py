@@ -145,48 +145,60 @@ def best(
     return reported.loc[winners.to_numpy()].reset_index(drop=True)
 
 
-def good_band(table: Table, over: str, *, metric: str, tolerance: float, failed: float) -> pd.DataFrame:
-    """Returns, for each setting of the other axes, the widest run of `over` values as good as the best.
+class Band(NamedTuple):
+    """The values of an axis that are as good as the best one.
 
-    "As good": the mean over seeds within `tolerance` of the best one's; the band holds the best value and every
-    neighbour reached without a gap.
-
-    Returns:
-      the other axes, `best`, `low`, `high`, `decades` (log10 of high / low), and `at_edge`, whether the band
-      touches an end of the axis and may be wider than was measured.
+    Attributes:
+      best: the best value.
+      low: lowest value reached from the best without a gap.
+      high: highest such value.
+      decades: `log10(high / low)`.
+      at_edge: whether it touches an end of the axis and may be wider than was measured.
     """
-    rows = []
-    means = points(table, metric, failed=failed)
-    others = [name for name in table.axes if name in means and name != over]
-    for key, group in means.groupby(others, sort=False) if others else [((), means)]:
-        group = group.sort_values(over)
-        values, mean = group[over].to_numpy(float), group["mean"].to_numpy(float)
-        top = int(np.argmax(mean))
-        first = last = top
-        while first > 0 and mean[first - 1] >= mean[top] - tolerance:
-            first -= 1
-        while last < len(mean) - 1 and mean[last + 1] >= mean[top] - tolerance:
-            last += 1
-        rows.append(
-            {
-                **dict(zip(others, key if isinstance(key, tuple) else (key,), strict=True)),
-                "best": values[top],
-                "low": values[first],
-                "high": values[last],
-                "decades": float(np.log10(values[last] / values[first])),
-                "at_edge": first == 0 or last == len(mean) - 1,
-            }
-        )
-    return pd.DataFrame(rows)
+
+    best: float
+    low: float
+    high: float
+    decades: float
+    at_edge: bool
 
 
-def by_seed(table: Table, metric: str, **values: object) -> pd.Series:
-    """Returns the last value of a metric at one point, indexed by seed.
+def good_band(scores: pd.Series, tolerance: float) -> Band:
+    """Returns the values around the best one whose scores are within `tolerance` of its score.
+
+    >>> good_band(pd.Series({0.001: 0.89, 0.01: 0.5, 0.1: 0.9, 1.0: 0.89}), 0.02)[:3]
+    (0.1, 0.1, 1.0)
+
+    Args:
+      scores: positive axis value -> score, larger is better.
+      tolerance: in the score's unit.
+    """
+    scores = scores.sort_index()
+    values, good = scores.index.to_numpy(float), (scores >= scores.max() - tolerance).to_numpy()
+    first = last = top = int(np.argmax(scores.to_numpy()))
+    while first > 0 and good[first - 1]:
+        first -= 1
+    while last < len(good) - 1 and good[last + 1]:
+        last += 1
+    low, high = float(values[first]), float(values[last])
+    return Band(float(values[top]), low, high, float(np.log10(high / low)), first == 0 or last == len(good) - 1)
+
+
+def by_seed(table: Table, metric: str, over: str, *, failed: float) -> pd.DataFrame:
+    """Returns a metric's last values, a row a seed and a column a value of the axis `over`.
+
+    Args:
+      table: runs that differ in `over` and the seed alone.
+      metric: its name.
+      over: the axis.
+      failed: what a run without a finite value counts as.
 
     Raises:
-      ValueError: where the values leave more than one point.
+      ValueError: where runs differ in more; select first.
     """
-    frame = table.select(**values).frame
-    if frame["seed"].duplicated().any():
-        raise ValueError(f"by_seed: {values} leaves several points of sweep {table.name}; name every axis")
-    return frame.set_index("seed")[metric].sort_index()
+    frame = table.frame
+    if frame.duplicated(["seed", over]).any():
+        others = [name for name in table.axes if name != over and name in frame and frame[name].nunique() > 1]
+        raise ValueError(f"by_seed: the runs of sweep {table.name} differ in {', '.join(others)} too; select one")
+    values = frame.pivot(index="seed", columns=over, values=metric)
+    return values.where(np.isfinite(values), failed)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import platform
-import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +15,9 @@ from dlexp import claims as judging
 from dlexp.results import store, table
 from dlexp.results.store import ResultsError
 from dlexp.results.table import Results
-from dlexp.sweep import grids
+from dlexp.sweep import overrides
 from dlexp.sweep.grids import Identity
-from dlexp.types import Experiment, Sweep
+from dlexp.types import Experiment
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -87,51 +84,18 @@ def plan(
     Raises:
       ValueError: as `run` does.
     """
-    from dlexp.sweep import engine
+    from dlexp.sweep import machine
     from dlexp.sweep import plan as planning
 
-    sweeps = chosen_sweeps(experiment, scale, seeds=seeds, num_steps=num_steps, axes=axes, only=only)
-    devices = engine.start_devices()
+    if scale not in SCALES:
+        raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
+    declared = experiment.sweeps(scale)
+    sweeps = overrides.apply(declared, seeds=seeds, num_steps=num_steps, axes=axes, only=only)
+    devices = machine.start_devices()
     return {
         name: planning.make(Identity(experiment.name, experiment.version, name, sweep.num_steps), sweep, devices)
         for name, sweep in sweeps.items()
     }
-
-
-def chosen_sweeps(
-    experiment: Experiment,
-    scale: str,
-    *,
-    seeds: int | None = None,
-    num_steps: int | None = None,
-    axes: Mapping[str, Sequence[Any] | str] | None = None,
-    only: Sequence[str] = (),
-) -> dict[str, Sweep]:
-    """Returns the experiment's sweeps with everything that was asked for put into them.
-
-    Raises:
-      ValueError: where a scale, sweep, axis or value does not exist or fit.
-    """
-    if scale not in SCALES:
-        raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
-    declared = dict(experiment.sweeps(scale))
-    for name in only:
-        if name not in declared:
-            raise ValueError(f"sweep must be one of {', '.join(declared)}, got {name!r}")
-    sweeps = {name: sweep for name, sweep in declared.items() if not only or name in only}
-    if seeds is not None:
-        if seeds < 1:
-            raise ValueError(f"seeds must be at least 1, got {seeds}")
-        sweeps = {name: _with_axis(sweep, "seed", tuple(range(seeds))) for name, sweep in sweeps.items()}
-    if num_steps is not None:
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-        sweeps = {
-            name: sweep._replace(num_steps=num_steps) if sweep.num_steps else sweep for name, sweep in sweeps.items()
-        }
-    for name, values in (axes or {}).items():
-        sweeps = _with_axis_everywhere(sweeps, name, values)
-    return sweeps
 
 
 def train(
@@ -212,13 +176,13 @@ def train_again(experiment: Experiment, run_id: str, *, scale: str = "cpu") -> d
     Raises:
       ValueError: where the experiment has no such run at this scale.
     """
-    from dlexp.sweep import engine
+    from dlexp.sweep import engine, machine
 
-    enable_compile_cache()
+    machine.enable_compile_cache()
     for each in plan(experiment, scale=scale).values():
         others = _Others(run_id)
         if any(name == run_id for group in each.groups for name, _ in each.runs(group)):
-            events = engine.train(each, engine.start_devices(), done=others)
+            events = engine.train(each, machine.start_devices(), done=others)
             finished = next(event for event in events if isinstance(event, engine.Finished))
             return {name: values[0] for name, values in finished.metrics.items()}
     raise ValueError(f"{experiment.name} has no run {run_id!r} at scale {scale}; run ids stand in the results' frame")
@@ -245,19 +209,6 @@ def reference_of(results: Results) -> Results | None:
     return table.load(folder)
 
 
-def enable_compile_cache() -> None:
-    """Keeps compiled programs on disk, in the user's cache folder, unless JAX was told where already."""
-    import jax
-
-    config: Any = jax.config
-    if config.jax_compilation_cache_dir is None:
-        import pooch
-
-        config.update("jax_compilation_cache_dir", str(pooch.os_cache("dlexp") / "xla"))
-    config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
 class _Others:
     """Contains every run id but one."""
 
@@ -274,25 +225,6 @@ def _is_changed(experiment: Experiment, results: Results) -> bool:
     saved = results.manifest["sweeps"]
     same = {name: table.describe(sweep.grid) for name, sweep in declared.items()}
     return same != {name: saved[name]["blocks"] for name in results if name in saved}
-
-
-def _with_axis(sweep: Sweep, name: str, values: Sequence[Any]) -> Sweep:
-    return sweep._replace(grid=grids.override(sweep.grid, name, values))
-
-
-def _with_axis_everywhere(sweeps: dict[str, Sweep], name: str, values: Sequence[Any] | str) -> dict[str, Sweep]:
-    holders = [each for each, sweep in sweeps.items() if name in sweep.grid.axes]
-    if not holders:
-        known = dict.fromkeys(axis for sweep in sweeps.values() for axis in sweep.grid.axes)
-        raise ValueError(f"there is no axis {name!r}; the axes are {', '.join(known)}")
-    changed = dict(sweeps)
-    for each in holders:
-        grid = sweeps[each].grid
-        parsed = grids.parse_values(values, grid.axes[name]) if isinstance(values, str) else values
-        if isinstance(values, str) and name in grid.hyper_names:
-            parsed = grids.parse_values(values, (0.0,))
-        changed[each] = _with_axis(sweeps[each], name, parsed)
-    return changed
 
 
 def _declared(
@@ -327,9 +259,10 @@ def _say_what_is_dropped(folder: Path, fresh: bool, console: Console) -> None:
 def _train_sweep(each: Plan, folder: Path, console: Console) -> int:
     """Trains and saves one sweep's missing runs and returns how many there were."""
     from dlexp.progress import Display
-    from dlexp.sweep import engine
+    from dlexp.sweep import engine, machine
 
-    enable_compile_cache()
+    machine.enable_compile_cache()
+    devices = machine.start_devices()
     saved, moved = store.finished(folder)
     for path in moved:
         console.print(f"damaged results moved to {path}; their runs are trained again", highlight=False)
@@ -338,9 +271,9 @@ def _train_sweep(each: Plan, folder: Path, console: Console) -> int:
     if not num_missing:
         console.print(f"{each.identity.sweep}: all {num_done} runs are saved", highlight=False)
         return 0
-    provenance = _provenance(len(engine.start_devices()))
+    provenance = machine.provenance(devices)
     with Display(console, each.identity.sweep, each.num_runs, num_done, each.sweep.num_steps) as display:
-        for event in engine.train(each, engine.start_devices(), saved):
+        for event in engine.train(each, devices, saved):
             match event:
                 case engine.Compiling(group):
                     display.compiling(_config_text(each.groups[group].family.config))
@@ -375,48 +308,6 @@ def _about(each: Plan, chunk: Finished, provenance: Mapping[str, Any]) -> dict[s
         "metrics": list(chunk.metrics),
         "provenance": {**provenance, "width": chunk.width},
     }
-
-
-def _provenance(num_devices: int) -> dict[str, Any]:
-    """What it takes to train the same numbers again."""
-    import jax
-
-    config: Any = jax.config
-    device = jax.local_devices()[0]
-    packages = ("dlexp", "jax", "jaxlib", "flax", "optax", "numpy")
-    return {
-        "python": platform.python_version(),
-        **{name: _installed_version(name) for name in packages},
-        "platform": device.platform,
-        "device": device.device_kind,
-        "machine": platform.machine(),
-        "num_devices": num_devices,
-        "matmul_precision": config.jax_default_matmul_precision or "default",
-        "float": "float64" if config.jax_enable_x64 else "float32",
-        "git_commit": _git_commit(),
-    }
-
-
-def _installed_version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return dlexp.__version__ if package == "dlexp" else "unknown"
-
-
-def _git_commit() -> str:
-    command: Callable[..., Any] = subprocess.run
-    try:
-        folder = Path(dlexp.__file__).parent
-        done = command(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-        )
-        return done.stdout.strip() or "unknown"
-    except OSError:
-        return "unknown"
 
 
 def _config_text(config: Mapping[str, Any]) -> str:

@@ -39,7 +39,7 @@ class Display:
             console=console,
             disable=not self._live,
         )
-        self._task: TaskID = self._bar.add_task(sweep, total=float(num_runs), completed=num_done, text="")
+        self._task: TaskID = self._bar.add_task(sweep, total=float(num_runs), completed=num_done, text="compiling")
 
     def __enter__(self) -> Display:
         """Starts the bar."""

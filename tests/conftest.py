@@ -13,9 +13,9 @@ import jax.monitoring
 import matplotlib
 import pytest
 
-from dlexp import api, learner, losses, models, optim
+from dlexp import learner, losses, models, optim
 from dlexp.data import bundled
-from dlexp.sweep import engine
+from dlexp.sweep import engine, machine
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Grid, Identity
 from dlexp.types import Config, Learner, Sweep
@@ -27,8 +27,8 @@ jax.monitoring.register_event_listener(
 )
 
 
-_devices = engine.start_devices()  # before any test module touches the backend
-api.enable_compile_cache()
+_devices = machine.start_devices()  # before any test module touches the backend
+machine.enable_compile_cache()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlexp.sweep import cost, geomspace, grid, grids
+from dlexp.sweep import cost, geomspace, grid, grids, machine
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Identity, Run, run_id
 from dlexp.types import Range, Sweep
@@ -198,7 +198,7 @@ def test_a_plan_knows_what_it_will_cost(devices):
 
 
 def test_the_width_shrinks_until_a_call_fits_into_memory(devices, monkeypatch):
-    monkeypatch.setattr(planning, "_device_memory", lambda devices: 2e6)
+    monkeypatch.setattr(machine, "device_memory", lambda devices: 2e6)
     (narrow,) = plan_of(grid(hyper={"learning_rate": (0.1,)}), devices).groups
     assert narrow.width < planning.DEFAULT_WIDTH["cpu"]
 

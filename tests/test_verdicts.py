@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -104,21 +105,21 @@ def test_divergence_is_judged_by_a_stated_rule(tmp_path):
     assert bad.sum() == len(expected) == 5  # the non-finite run and four seeds two decades off
 
 
-def test_a_good_band_has_no_gap_and_holds_the_best(tmp_path):
-    accuracies = {0.001: 0.9, 0.01: 0.5, 0.1: 0.89, 1.0: 0.901, 10.0: 0.3}
-    wide = grid(hyper={"learning_rate": tuple(accuracies)}, seeds=2)
-    main = load(save(tmp_path, wide, value=lambda run: accuracies[run.hyper["learning_rate"]]))["main"]
-    band = analysis.good_band(main, "learning_rate", metric="test/loss", tolerance=0.02, failed=0.0).iloc[0]
-    assert (band["best"], band["low"], band["high"]) == (1.0, 0.1, 1.0)  # 0.001 is as good, but beyond a gap
-    assert band["decades"] == pytest.approx(1.0)
-    assert not band["at_edge"]
-    wider = analysis.good_band(main, "learning_rate", metric="test/loss", tolerance=0.5, failed=0.0).iloc[0]
-    assert (wider["low"], wider["high"], wider["at_edge"]) == (0.001, 1.0, True)
+def test_a_good_band_has_no_gap_and_holds_the_best():
+    accuracies = pd.Series({10.0: 0.3, 0.001: 0.9, 0.01: 0.5, 0.1: 0.89, 1.0: 0.901})
+    band = analysis.good_band(accuracies, 0.02)
+    assert (band.best, band.low, band.high) == (1.0, 0.1, 1.0)  # 0.001 is as good, but beyond a gap
+    assert band.decades == pytest.approx(1.0)
+    assert not band.at_edge
+    wider = analysis.good_band(accuracies, 0.5)
+    assert (wider.low, wider.high, wider.at_edge) == (0.001, 1.0, True)
 
 
-def test_runs_of_one_point_come_by_seed(tmp_path):
+def test_runs_of_one_curve_come_by_seed_with_failures_filled_in(tmp_path):
     main = load(save(tmp_path, RATES, value=loss))["main"]
-    values = analysis.by_seed(main, "test/loss", optimizer="b", learning_rate=0.1)
-    np.testing.assert_allclose(values, [0, 0.01, 0.02, 0.03], atol=1e-7)
-    with pytest.raises(ValueError, match="several points"):
-        analysis.by_seed(main, "test/loss", optimizer="b")
+    values = analysis.by_seed(main.select(optimizer="a"), "test/loss", "learning_rate", failed=9.0)
+    assert values.shape == (4, 3)
+    assert values.loc[0, 1.0] == 9.0
+    np.testing.assert_allclose(values[0.1], [1, 1.01, 1.02, 1.03], rtol=1e-6)
+    with pytest.raises(ValueError, match="differ in optimizer too"):
+        analysis.by_seed(main, "test/loss", "learning_rate", failed=9.0)

@@ -6,8 +6,6 @@ happens, and hands over each finished chunk of runs.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -22,6 +20,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Run
+from dlexp.sweep.machine import num_cores
 from dlexp.sweep.plan import Group, Plan
 from dlexp.types import Key, Learner, PyTree
 
@@ -89,17 +88,6 @@ class Finished(NamedTuple):
 Event = Compiling | Advanced | Finished
 
 
-def start_devices() -> list[jax.Device]:
-    """Returns the local devices; on a CPU that is not in use yet, one device a core."""
-    with contextlib.suppress(RuntimeError):  # the backend is up already, as in a notebook: take what there is
-        jax.config.update("jax_num_cpu_devices", _num_cores())
-    return jax.local_devices()
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def train(plan: Plan, devices: list[jax.Device], done: Container[str] = ()) -> Iterator[Event]:
     """Yields what happens while every run of the plan that is not done is trained.
 
@@ -110,7 +98,7 @@ def train(plan: Plan, devices: list[jax.Device], done: Container[str] = ()) -> I
     """
     mesh = jax.make_mesh((len(devices),), ("run",), axis_types=(AxisType.Auto,), devices=devices)
     place_data = _cached_placement(NamedSharding(mesh, PartitionSpec()))
-    pool = ThreadPoolExecutor(_num_cores())
+    pool = ThreadPoolExecutor(num_cores())
     try:
         ready = _look_ahead(_prepared(plan, mesh, done, _compile_once(pool)), _LOOK_AHEAD)
         for index, group, futures, missing in ready:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -10,13 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlexp.sweep import cost
+from dlexp.sweep import cost, machine
 from dlexp.sweep.grids import Family, Identity, Run, run_id
 from dlexp.types import Learner, Range, Sweep
 
 DEFAULT_WIDTH = {"cpu": 8, "gpu": 512, "tpu": 512}  # runs vmapped on one device
 MEMORY_SHARE = 0.5  # of a device's memory that one call may take by estimate
-_UNKNOWN_MEMORY = 8 * 2**30
 
 
 class Group(NamedTuple):
@@ -120,19 +118,10 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
 def _width(devices: list[jax.Device], run_bytes: float, data_bytes: float) -> int:
     """The backend's default, halved until the estimate fits; measured planning will take its place here."""
     width = DEFAULT_WIDTH.get(devices[0].platform, 64)
-    available = MEMORY_SHARE * _device_memory(devices) - data_bytes
+    available = MEMORY_SHARE * machine.device_memory(devices) - data_bytes
     while width > 1 and width * run_bytes > available:
         width //= 2
     return width
-
-
-def _device_memory(devices: list[jax.Device]) -> float:
-    stats = devices[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return float(stats["bytes_limit"])
-    if devices[0].platform == "cpu" and hasattr(os, "sysconf"):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)
-    return _UNKNOWN_MEMORY
 
 
 def _num_params(state: Any) -> int:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dlexp import analysis, cli, learner, losses, models, optim, plots
@@ -141,14 +142,12 @@ def _optimizers(table: Table) -> list[str]:
 
 def _by_rate(table: Table, optimizer: str, metric: str) -> pd.DataFrame:
     """Final values, a row a seed and a column a rate; a run that diverged counts as chance."""
-    frame = table.select(optimizer=optimizer).frame
-    values = frame.pivot(index="seed", columns="learning_rate", values=metric)
-    return values.fillna(CHANCE_LOSS if metric.endswith("loss") else CHANCE)
+    failed = CHANCE_LOSS if metric.endswith("loss") else CHANCE
+    return analysis.by_seed(table.select(optimizer=optimizer), metric, "learning_rate", failed=failed)
 
 
 def _best_rate(table: Table, optimizer: str) -> float:
-    """The rate with the best mean validation accuracy."""
-    return float(_by_rate(table, optimizer, "validation/accuracy").mean().idxmax())
+    return _by_rate(table, optimizer, "validation/accuracy").mean().idxmax()
 
 
 def _at_best(table: Table, optimizer: str) -> np.ndarray:
@@ -174,12 +173,8 @@ def _ends_minus_best(table: Table, optimizer: str) -> np.ndarray:
 
 def _band_decades(table: Table, optimizer: str) -> np.ndarray:
     """Width of the good band of each seed alone."""
-    alone = [table.select(optimizer=optimizer, seed=seed) for seed in sorted(set(table.frame["seed"]))]
-    return np.array([float(_band(each)["decades"].iloc[0]) for each in alone])
-
-
-def _band(table: Table) -> pd.DataFrame:
-    return analysis.good_band(table, "learning_rate", metric="test/accuracy", tolerance=BAND, failed=CHANCE)
+    accuracy = _by_rate(table, optimizer, "test/accuracy")
+    return np.array([analysis.good_band(row, BAND).decades for _, row in accuracy.iterrows()])
 
 
 def _gap_to_shifted_sgd(table: Table, above: bool) -> np.ndarray:
@@ -194,36 +189,36 @@ def _gap_to_shifted_sgd(table: Table, above: bool) -> np.ndarray:
 def _accuracy_by_rate(results: Results) -> Figure:
     figure = Figure(figsize=(5.6 * len(results), 5.4), layout="constrained")
     axes = figure.subplots(2, len(results), sharex="col", squeeze=False, height_ratios=(4, 1))
-    for column, (name, table) in enumerate(results.items()):
-        curves, bands = axes[:, column]
-        for place, optimizer in enumerate(_optimizers(table)):
-            color = plots.COLORS[OPTIMIZERS.index(optimizer)]
-            runs = table.select(optimizer=optimizer)
-            plots.points_band(
-                curves,
-                runs,
-                "test/accuracy",
-                over="learning_rate",
-                label=optimizer,
-                color=color,
-                failed=CHANCE,
-            )
-            band = _band(runs).iloc[0]
-            bands.plot([band["low"], band["high"]], [-place, -place], color=color, linewidth=5, solid_capstyle="butt")
-            bands.plot(_best_rate(table, optimizer), -place, marker="o", color="white", markeredgecolor=color)
-        sgd = _by_rate(table, "sgd", "test/accuracy").mean() if "sgd" in _optimizers(table) else None
-        if sgd is not None:
-            shifted = sgd.index.to_numpy() / theory.momentum_step_multiplier(np.inf)
-            there = shifted > 0.99 * sgd.index.min()
-            plots.theory_line(curves, shifted[there], sgd.to_numpy()[there], "theory: momentum as SGD at 10x the rate")
+    for (curves, bands), (name, table) in zip(axes.T, results.items(), strict=True):
+        _draw_curves(curves, table)
+        _draw_bands(bands, table)
         for each in (curves, bands):
             each.axvspan(*LESSON_RATES, color=plots.LESSON, alpha=0.35, linewidth=0, zorder=0)
         curves.text(1e-2, 1.0, "the lesson's 0.001 to 0.1", ha="center", va="bottom", color="#666666", fontsize=10)
         curves.set(xscale="log", ylim=(0, 1.0), title=TITLES[name] + "\n", ylabel="test accuracy")
-        bands.set(xlabel="learning rate", yticks=[], ylabel="good band", ylim=(-len(OPTIMIZERS) + 0.4, 0.6))
     axes[0, 0].plot([], [], linestyle="none", marker="x", color="#666666", label="every seed non-finite")
     plots.legend_below(figure, axes[0, 0])
     return figure
+
+
+def _draw_curves(axes: Axes, table: Table) -> None:
+    for optimizer in _optimizers(table):
+        runs, style = table.select(optimizer=optimizer), {"label": optimizer, "color": _color(optimizer)}
+        plots.points_band(axes, runs, "test/accuracy", over="learning_rate", failed=CHANCE, **style)
+    if "sgd" in _optimizers(table):
+        sgd = _by_rate(table, "sgd", "test/accuracy").mean()
+        rates = sgd.index / theory.momentum_step_multiplier(np.inf)
+        there = rates > 0.99 * sgd.index.min()
+        plots.theory_line(axes, rates[there], sgd[there], "theory: momentum as SGD at 10x the rate")
+
+
+def _draw_bands(axes: Axes, table: Table) -> None:
+    for place, optimizer in enumerate(_optimizers(table)):
+        band = analysis.good_band(_by_rate(table, optimizer, "test/accuracy").mean(), BAND)
+        color = _color(optimizer)
+        axes.plot([band.low, band.high], [-place, -place], color=color, linewidth=5, solid_capstyle="butt")
+        axes.plot(_best_rate(table, optimizer), -place, marker="o", color="white", markeredgecolor=color)
+    axes.set(xlabel="learning rate", yticks=[], ylabel="good band", ylim=(-len(OPTIMIZERS) + 0.4, 0.6))
 
 
 def _loss_curves(results: Results) -> Figure:
@@ -232,19 +227,15 @@ def _loss_curves(results: Results) -> Figure:
         for optimizer in _optimizers(table):
             rate = _best_rate(table, optimizer)
             runs = table.select(optimizer=optimizer, learning_rate=rate)
-            color = plots.COLORS[OPTIMIZERS.index(optimizer)]
-            curves = runs.curves("train/loss")
-            plots.band(
-                axes,
-                runs.steps("train/loss"),
-                curves,
-                label=f"{optimizer}, rate {rate:.2g}",
-                color=color,
-                log=True,
-            )
+            label, color, metric = f"{optimizer}, rate {rate:.2g}", _color(optimizer), "train/loss"
+            plots.band(axes, runs.steps(metric), runs.curves(metric), label=label, color=color, log=True)
         axes.set(title=TITLES[name], xlabel="step", ylabel="training loss (nats), geometric mean", yscale="log")
         axes.legend()
     return figure
+
+
+def _color(optimizer: str) -> str:
+    return plots.COLORS[OPTIMIZERS.index(optimizer)]
 
 
 EXPERIMENT = Experiment(
