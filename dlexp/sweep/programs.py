@@ -1,0 +1,198 @@
+"""The three programs of a group: what one run does, vmapped over runs and spread over devices, and compiled.
+
+The one place where runs are vmapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dlexp.sweep import plan as planning
+from dlexp.sweep.plan import Group
+from dlexp.types import Key, Learner, PyTree
+
+_INIT, _UPDATE, _EVALUATE = range(3)  # purposes folded into a run's key
+
+
+class Carry(NamedTuple):
+    """What a run takes from one call to the next.
+
+    Attributes:
+      state: the learner's.
+      nonfinite_at: first step with a non-finite metric, -1 as long as there is none.
+      sums: the update's metrics, summed since the last evaluation.
+    """
+
+    state: PyTree
+    nonfinite_at: jax.Array
+    sums: PyTree
+
+
+class Programs(NamedTuple):
+    """The three compiled programs of a group; `segment` is missing where nothing is trained."""
+
+    initialize: Callable[..., Carry]
+    evaluate: Callable[..., dict[str, jax.Array]]
+    segment: Callable[..., Carry] | None = None
+
+
+def lower(group: Group, mesh: jax.sharding.Mesh) -> list[Any]:
+    """Returns the group's programs, traced but not compiled: initialize, evaluate and, if it trains, segment."""
+    learner = group.learner
+    runs = NamedSharding(mesh, PartitionSpec("run"))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    num_rows = group.width * mesh.size
+
+    def rows(dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((num_rows,), dtype, sharding=runs)
+
+    def placed(sharding: NamedSharding) -> Callable[[Any], jax.ShapeDtypeStruct]:
+        return lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    seeds = rows(np.uint32)
+    hyper = {name: rows(planning.hyper_dtype(learner, name)) for name in sorted(learner.hyper)}
+    data = jax.tree.map(placed(everywhere), learner.data)
+    step = jax.ShapeDtypeStruct((), np.int32, sharding=everywhere)
+
+    def spread(function: Callable, kinds: str, over_runs: Callable) -> Callable:
+        """r: an axis of runs; everything else is the same for all."""
+        axes = tuple(0 if kind == "r" else None for kind in kinds)
+        specs = tuple(PartitionSpec("run") if kind == "r" else PartitionSpec() for kind in kinds)
+        return jax.shard_map(
+            over_runs(function, axes),
+            mesh=mesh,
+            in_specs=specs,
+            out_specs=PartitionSpec("run"),
+            check_vma=False,
+        )
+
+    def initialize(seeds: jax.Array, hyper: Any, data: Any) -> Carry:
+        return spread(_initialize(learner), "rrd", _one_after_another)(seeds, hyper, data)
+
+    def evaluate(seeds: jax.Array, hyper: Any, data: Any, carry: Carry) -> dict[str, jax.Array]:
+        return spread(_evaluate(learner), "rrdr", jax.vmap)(seeds, hyper, data, carry)
+
+    def segment(seeds: jax.Array, hyper: Any, data: Any, carry: Carry, start: Any, stop: Any, fresh: Any) -> Carry:
+        function = spread(_segment(learner), "rrdrsss", jax.vmap)
+        return function(seeds, hyper, data, carry, start, stop, fresh)
+
+    carry = jax.tree.map(placed(runs), jax.eval_shape(initialize, seeds, hyper, data))
+    lowered = [
+        jax.jit(initialize).lower(seeds, hyper, data),
+        jax.jit(evaluate).lower(seeds, hyper, data, carry),
+    ]
+    if learner.update is not None:
+        fresh = jax.ShapeDtypeStruct((), np.bool_, sharding=everywhere)
+        jitted = jax.jit(segment, donate_argnums=3)
+        lowered.append(jitted.lower(seeds, hyper, data, carry, step, step, fresh))
+    return lowered
+
+
+def _one_after_another(function: Callable, axes: tuple[int | None, ...]) -> Callable:
+    """Like vmap, one run at a time: jax 0.10 hangs on a vmapped QR inside shard_map over several CPU devices."""
+
+    def over_runs(*args: Any) -> Any:
+        batched = tuple(arg for arg, axis in zip(args, axes, strict=True) if axis == 0)
+
+        def one(batched: tuple) -> Any:
+            remaining = iter(batched)
+            return function(*(next(remaining) if axis == 0 else arg for arg, axis in zip(args, axes, strict=True)))
+
+        return jax.lax.map(one, batched)
+
+    return over_runs
+
+
+def _key(seed: jax.Array, purpose: int) -> Key:
+    return jax.random.fold_in(jax.random.key(seed), purpose)
+
+
+def _initialize(learner: Learner) -> Callable[..., Carry]:
+    def initialize(seed: jax.Array, hyper: Any, data: Any) -> Carry:
+        key = _key(seed, _INIT)
+        state = learner.init(key, hyper, data)
+        sums: Any = {}
+        if learner.update is not None:
+            _, metrics = jax.eval_shape(learner.update, key, hyper, data, state)
+            sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), dict(metrics))
+        return Carry(state, jnp.full((), -1, jnp.int32), sums)
+
+    return initialize
+
+
+def _segment(learner: Learner) -> Callable[..., Carry]:
+    """Steps `start` to `stop`, both arguments: one program serves every length."""
+    assert learner.update is not None
+    update = learner.update
+
+    def segment(
+        seed: jax.Array,
+        hyper: Any,
+        data: Any,
+        carry: Carry,
+        start: jax.Array,
+        stop: jax.Array,
+        fresh: jax.Array,
+    ) -> Carry:
+        key = _key(seed, _UPDATE)
+
+        def step(index: jax.Array, carry: Carry) -> Carry:
+            state, metrics = update(jax.random.fold_in(key, index), hyper, data, carry.state)
+            first_time = (carry.nonfinite_at < 0) & ~_all_finite(metrics)
+            nonfinite_at = jnp.where(first_time, index + 1, carry.nonfinite_at)
+            return Carry(state, nonfinite_at, jax.tree.map(jnp.add, carry.sums, dict(metrics)))
+
+        sums = jax.tree.map(lambda leaf: jnp.where(fresh, jnp.zeros_like(leaf), leaf), carry.sums)
+        return jax.lax.fori_loop(start, stop, step, carry._replace(sums=sums))
+
+    return segment
+
+
+def _evaluate(learner: Learner) -> Callable[..., dict[str, jax.Array]]:
+    def evaluate(seed: jax.Array, hyper: Any, data: Any, carry: Carry) -> dict[str, jax.Array]:
+        metrics = dict(learner.evaluate(_key(seed, _EVALUATE), hyper, data, carry.state))
+        wrong = [name for name in (*metrics, *carry.sums) if "/" not in name]
+        if wrong or metrics.keys() & carry.sums.keys():
+            raise ValueError(
+                "a learner's metrics need names with a slash (test/accuracy), different in update and evaluate; "
+                f"got {sorted(carry.sums)} and {sorted(metrics)}"
+            )
+        return metrics
+
+    return evaluate
+
+
+def _all_finite(metrics: PyTree) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(metrics)]).all()
+
+
+def compile_once_in(pool: ThreadPoolExecutor) -> Callable[[Any], Future]:
+    """Compiles lowered programs in the background; equal ones share an executable.
+
+    Programs of equal text that are called with other trees (the evaluation of another optimizer's state, say) are
+    compiled after the first, so that the compile cache on disk answers for them.
+    """
+    shared: dict[Any, Future] = {}
+    first_with: dict[str, Future] = {}
+
+    def after(first: Future, lowered: Any) -> Any:
+        first.result()
+        return lowered.compile()
+
+    def submit(lowered: Any) -> Future:
+        text = lowered.as_text()
+        key = (text, lowered.in_tree, lowered.out_tree)
+        if key not in shared:
+            first = first_with.get(text)
+            shared[key] = pool.submit(after, first, lowered) if first else pool.submit(lowered.compile)
+            first_with.setdefault(text, shared[key])
+        return shared[key]
+
+    return submit
