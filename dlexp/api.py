@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,6 @@ from dlexp.types import Experiment
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dlexp.sweep.engine import Finished
     from dlexp.sweep.plan import Plan
 
 SCALES = ("smoke", "cpu", "gpu")
@@ -60,13 +58,16 @@ def run(
     """
     from rich.console import Console
 
+    from dlexp import training
+
     plans = plan(experiment, scale=scale, seeds=seeds, num_steps=num_steps, axes=axes, only=only)
-    folder = train(experiment, plans, scale=scale, out=out, fresh=fresh, console=console)
+    folder, console = store.folder_of(out, experiment.name, scale), console or Console()
+    training.train(experiment, plans, scale=scale, folder=folder, fresh=fresh, console=console)
     results = table.load(folder)
     try:
         publish(experiment, results)
     except ResultsError as error:
-        (console or Console()).print(str(error), highlight=False, soft_wrap=True, markup=False)
+        console.print(str(error), highlight=False, soft_wrap=True, markup=False)
     return results
 
 
@@ -96,42 +97,6 @@ def plan(
         name: planning.make(Identity(experiment.name, experiment.version, name, sweep.num_steps), sweep, devices)
         for name, sweep in sweeps.items()
     }
-
-
-def train(
-    experiment: Experiment,
-    plans: Mapping[str, Plan],
-    *,
-    scale: str,
-    out: str | os.PathLike = "runs",
-    fresh: bool = False,
-    console: Console | None = None,
-) -> Path:
-    """Trains every run of the plans that is not saved yet and returns the folder of the results.
-
-    Raises:
-      ResultsError: where the folder cannot be used.
-    """
-    from rich.console import Console
-
-    console = console or Console()
-    folder = store.folder_of(out, experiment.name, scale)
-    _say_what_is_dropped(folder, fresh, console)
-    manifest = store.claim_folder(folder, experiment.name, experiment.version, fresh=fresh)
-    manifest = _declared(experiment, plans, scale, manifest)
-    store.write_manifest(folder, manifest)
-    began = time.monotonic()
-    try:
-        trained = sum(_train_sweep(each, folder / name, console) for name, each in plans.items())
-    except OSError as error:
-        raise ResultsError(
-            f"{folder} could not be written ({error.strerror or error}); what was saved until then is whole, and "
-            "the same command goes on from there"
-        ) from error
-    if trained:
-        manifest["seconds"] = round(manifest.get("seconds", 0.0) + time.monotonic() - began, 1)
-        store.write_manifest(folder, manifest)
-    return folder
 
 
 def publish(experiment: Experiment, results: Results, folder: Path | None = None) -> list[Path]:
@@ -225,90 +190,3 @@ def _is_changed(experiment: Experiment, results: Results) -> bool:
     saved = results.manifest["sweeps"]
     same = {name: table.describe(sweep.grid) for name, sweep in declared.items()}
     return same != {name: saved[name]["blocks"] for name in results if name in saved}
-
-
-def _declared(
-    experiment: Experiment, plans: Mapping[str, Plan], scale: str, manifest: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The manifest: what the current grid is, sweep by sweep; sweeps that are not part of this call stay."""
-    sweeps = dict(manifest.get("sweeps", {}))
-    for name, each in plans.items():
-        sweeps[name] = {
-            "num_steps": each.sweep.num_steps,
-            "num_evals": each.sweep.num_evals,
-            "num_runs": each.num_runs,
-            "num_groups": len(each.groups),
-            "blocks": table.describe(each.sweep.grid),
-        }
-    return {
-        **manifest,
-        "experiment": experiment.name,
-        "version": experiment.version,
-        "question": experiment.question,
-        "scale": scale,
-        "sweeps": sweeps,
-    }
-
-
-def _say_what_is_dropped(folder: Path, fresh: bool, console: Console) -> None:
-    if fresh and folder.exists():
-        num_files = len(list(folder.rglob("*.parquet")))
-        console.print(f"--fresh drops {folder} with {num_files} files of runs", highlight=False, soft_wrap=True)
-
-
-def _train_sweep(each: Plan, folder: Path, console: Console) -> int:
-    """Trains and saves one sweep's missing runs and returns how many there were."""
-    from dlexp.progress import Display
-    from dlexp.sweep import engine, machine
-
-    machine.enable_compile_cache()
-    devices = machine.start_devices()
-    saved, moved = store.finished(folder)
-    for path in moved:
-        console.print(f"damaged results moved to {path}; their runs are trained again", highlight=False)
-    num_done = sum(1 for group in each.groups for name, _ in each.runs(group) if name in saved)
-    num_missing = each.num_runs - num_done
-    if not num_missing:
-        console.print(f"{each.identity.sweep}: all {num_done} runs are saved", highlight=False)
-        return 0
-    provenance = machine.provenance(devices)
-    with Display(console, each.identity.sweep, each.num_runs, num_done, each.sweep.num_steps) as display:
-        for event in engine.train(each, devices, saved):
-            match event:
-                case engine.Compiling(group):
-                    display.compiling(_config_text(each.groups[group].family.config))
-                case engine.Advanced(run_steps, num_nonfinite):
-                    display.advanced(run_steps, num_nonfinite)
-                case engine.Finished():
-                    store.write_chunk(folder, _columns(event), _about(each, event, provenance))
-                    display.finished(len(event.runs), sum(at >= 0 for at in event.nonfinite_at))
-    store.compact(folder)
-    return num_missing
-
-
-def _columns(chunk: Finished) -> dict[str, Any]:
-    ids, runs = zip(*chunk.runs, strict=True)
-    columns: dict[str, Any] = {"run_id": list(ids)}
-    for name in (*runs[0].config, *runs[0].hyper):
-        columns[name] = [run.config.get(name, run.hyper.get(name)) for run in runs]
-        if name in runs[0].hyper:
-            columns[name] = np.array(columns[name], np.float64)
-    columns["seed"] = np.array([run.seed for run in runs], np.int64)
-    columns["status"] = list(chunk.status)
-    columns["nonfinite_at"] = chunk.nonfinite_at.astype(np.int32)
-    return columns | dict(chunk.metrics)
-
-
-def _about(each: Plan, chunk: Finished, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    group = each.groups[chunk.group]
-    return {
-        "identity": each.identity._asdict(),
-        "config": dict(group.family.config),
-        "hyper": {name: legal.default for name, legal in group.learner.hyper.items()},
-        "metrics": list(chunk.metrics),
-        "provenance": {**provenance, "width": chunk.width},
-    }
-
-
-def _config_text(config: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in config.items()) or "the programs"

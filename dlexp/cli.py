@@ -45,6 +45,12 @@ def run(experiment: Experiment, argv: Sequence[str], console: Console, errors: C
     except ResultsError as error:
         _say(errors, f"error: {error}")
         return 1
+    except OSError as error:
+        _say(errors, f"error: {error.filename or 'a file'}: {error.strerror or error}")
+        return 1
+    except KeyboardInterrupt:
+        _say(console, "stopped; what was finished is saved, and the same command goes on from there")
+        return INTERRUPTED
 
 
 class _UsageError(Exception):
@@ -52,7 +58,7 @@ class _UsageError(Exception):
 
 
 def _run(experiment: Experiment, values: dict[str, Any], console: Console) -> int:
-    from dlexp import report
+    from dlexp import report, training
 
     try:
         plans = api.plan(experiment, scale=values["scale"], **_choices(values))
@@ -66,16 +72,9 @@ def _run(experiment: Experiment, values: dict[str, Any], console: Console) -> in
         return 0
     if values["run_id"]:
         return _train_again(experiment, values, console)
-    out, scale = values["out"], values["scale"]
-    try:
-        folder = api.train(experiment, plans, scale=scale, out=out, fresh=values["fresh"], console=console)
-    except KeyboardInterrupt:
-        folder = store.folder_of(out, experiment.name, scale)
-        _say(
-            console,
-            f"stopped; the runs finished so far are saved in {folder}; the same command goes on from there",
-        )
-        return INTERRUPTED
+    folder = store.folder_of(values["out"], experiment.name, values["scale"])
+    options = {"scale": values["scale"], "folder": folder, "fresh": values["fresh"], "console": console}
+    training.train(experiment, plans, **options)
     return _conclude(experiment, folder, console)
 
 

@@ -79,6 +79,10 @@ def test_bad_input_ends_with_one_sentence_and_writes_nothing(tmp_path, flag, rem
     assert not (tmp_path / "runs").exists()
 
 
+def saved_ids(folder):
+    return store.finished(folder / "main", SMALL.name, SMALL.version, "main")[0]
+
+
 def test_folders_that_cannot_be_used_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     assert "is a file, not a folder; choose another --out" in main(out=tmp_path / "file")[2]
@@ -108,7 +112,7 @@ def test_the_same_command_trains_only_what_is_missing(tmp_path):
     shared = grown["main"].select(learning_rate=0.1).frame["test/loss"]
     np.testing.assert_array_equal(shared, before["main"].select(learning_rate=0.1).frame["test/loss"])
     assert len(grown["main"]) == 4
-    assert len(store.finished(folder / "main")[0]) == 6  # the runs at 0.01 stay on the disk
+    assert len(saved_ids(folder)) == 6  # the runs at 0.01 stay on the disk
     assert len(grown["other"]) == 2
 
 
@@ -117,7 +121,7 @@ def test_a_longer_training_stands_beside_the_shorter_one(tmp_path):
     assert main("--num_steps=40", "--sweep=main", out=tmp_path)[0] == 0
     folder = store.folder_of(tmp_path, SMALL.name, "smoke")
     assert load(folder)["main"].steps("test/loss").tolist() == [0, 20, 40]
-    assert len(store.finished(folder / "main")[0]) == 8
+    assert len(saved_ids(folder)) == 8
 
 
 def test_fresh_starts_over_and_says_what_it_drops(tmp_path):
@@ -126,7 +130,7 @@ def test_fresh_starts_over_and_says_what_it_drops(tmp_path):
     assert status == 0
     assert "--fresh drops" in said
     folder = store.folder_of(tmp_path, SMALL.name, "smoke")
-    assert len(store.finished(folder / "main")[0]) == 2
+    assert len(saved_ids(folder)) == 2
 
 
 def test_damaged_results_are_moved_aside_and_trained_again(tmp_path):
@@ -137,7 +141,7 @@ def test_damaged_results_are_moved_aside_and_trained_again(tmp_path):
     victim.write_bytes(victim.read_bytes()[:-100])
     status, said, _ = main(out=tmp_path)
     assert status == 0
-    assert "damaged results moved to" in said
+    assert "damaged or foreign results moved to" in said
     assert load(folder)["main"].frame.equals(before)
 
 
@@ -229,7 +233,7 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(tmp_path):
     assert process.returncode == cli.INTERRUPTED, said
     assert "the same command goes on from there" in said
     assert "Traceback" not in said
-    saved, moved = store.finished(folder)
+    saved, moved = store.finished(folder, EXPERIMENT.name, 1, "mnist1d")
     assert not moved
     assert 0 < len(saved) < 60
     for out in ("stopped", "undisturbed"):

@@ -10,7 +10,7 @@ import pytest
 
 from dlexp import learner, losses, models, optim
 from dlexp.data import bundled
-from dlexp.sweep import engine, geomspace, grid
+from dlexp.sweep import engine, geomspace, grid, recorder
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Identity
 from dlexp.theory.optimizers import quadratic_contraction
@@ -79,7 +79,7 @@ def test_a_vmapped_sweep_equals_a_plain_loop_in_double_precision(devices):
 def test_a_run_is_bit_identical_in_another_slot_and_beside_a_nan_run(devices):
     alone = finished(grid(hyper={"learning_rate": (0.01,)}, seeds=(3,)), devices)
     crowd = finished(grid(hyper={"learning_rate": (1e30, 0.1, 0.01, 0.001)}, seeds=(5, 4, 3)), devices)
-    assert crowd[(1e30, 3)][0].status[crowd[(1e30, 3)][1]] == engine.NONFINITE
+    assert crowd[(1e30, 3)][0].status[crowd[(1e30, 3)][1]] == recorder.NONFINITE
     for name, values in alone[(0.01, 3)][0].metrics.items():
         np.testing.assert_array_equal(metric(crowd, (0.01, 3), name), values[0])
 
@@ -136,12 +136,12 @@ def test_a_run_that_leaves_the_finite_numbers_says_when_and_is_nan_from_there(de
     )
     lost, row = rows[(1e10, 2.0, 0)]
     # |w| grows by 2e10 a step from 1: 8e30 after three updates, beyond 3.4e38 at the evaluation after four.
-    assert lost.status[row] == engine.NONFINITE
+    assert lost.status[row] == recorder.NONFINITE
     assert lost.nonfinite_at[row] == 4
     assert np.isfinite(lost.metrics["test/w"][row][:2]).all()
     assert np.isnan(lost.metrics["test/w"][row][2:]).all()
     kept, row = rows[(0.1, 2.0, 0)]
-    assert kept.status[row] == engine.OK
+    assert kept.status[row] == recorder.OK
     assert kept.nonfinite_at[row] == -1
     assert np.isfinite(kept.metrics["test/w"][row]).all()
 

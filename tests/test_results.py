@@ -43,7 +43,12 @@ def save(folder, declared, *, value=lambda run: float(run.seed), num_evals=2, ch
                 "test/norms": np.stack([curves] * 4, axis=2),
             }
             metrics = ["test/loss", "batch/loss", "test/norms"]
-            about = {"config": dict(family.config), "metrics": metrics, "provenance": PROVENANCE}
+            about = {
+                "identity": identity._asdict(),
+                "config": dict(family.config),
+                "metrics": metrics,
+                "provenance": PROVENANCE,
+            }
             store.write_chunk(folder / "main", columns, about)
     return folder
 
@@ -117,7 +122,7 @@ def test_runs_outside_the_current_grid_stay_in_the_folder_and_out_of_the_table(t
     smaller = grid(config={"width": (8,)}, hyper={"learning_rate": (0.1,)}, seeds=4)
     save(tmp_path, smaller, keep=lambda run: False)
     assert len(load(tmp_path)["main"]) == 4
-    assert len(store.finished(tmp_path / "main")[0]) == 16
+    assert len(store.finished(tmp_path / "main", "tests.made", 1, "main")[0]) == 16
 
 
 def test_one_run_with_two_values_is_an_error(tmp_path):
@@ -135,7 +140,7 @@ def test_a_damaged_file_is_named_and_moved_aside_before_training(tmp_path):
     victim.write_bytes(bytes(content))
     with pytest.raises(ResultsError, match=victim.name):
         load(tmp_path)
-    ids, moved = store.finished(tmp_path / "main")
+    ids, moved = store.finished(tmp_path / "main", "tests.made", 1, "main")
     assert [path.name for path in moved] == [victim.name]
     assert 0 < len(ids) < 16
     assert len(load(tmp_path)["main"]) == len(ids)
@@ -148,19 +153,65 @@ def test_a_damaged_manifest_is_named(tmp_path, content):
         load(tmp_path)
 
 
+def claim(folder, experiment="tests.made", version=1, **options):
+    with store.claimed(folder, experiment, version, **options) as manifest:
+        return manifest
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
-    (tmp_path / "thesis.tex").write_text("do not lose")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/thesis.tex").write_text("do not lose")
     with pytest.raises(ResultsError, match="files that are no results"):
-        store.claim_folder(tmp_path, "tests.made", 1, fresh=True)
+        claim(tmp_path / "theirs", fresh=True)
     other = save(tmp_path / "other", DECLARED)
     with pytest.raises(ResultsError, match=r"results of tests\.made"):
-        store.claim_folder(other, "tests.different", 1)
+        claim(other, "tests.different", fresh=True)
     with pytest.raises(ResultsError, match="version 1, the experiment is at 2"):
-        store.claim_folder(other, "tests.made", 2)
+        claim(other, version=2)
+    assert claim(other, version=2, fresh=True) == {}
     (tmp_path / "file").write_text("")
     with pytest.raises(ResultsError, match="is a file"):
-        store.claim_folder(tmp_path / "file" / "deeper", "tests.made", 1)
-    assert (tmp_path / "thesis.tex").read_text() == "do not lose"
+        claim(tmp_path / "file" / "deeper")
+    assert (tmp_path / "theirs/thesis.tex").read_text() == "do not lose"
+
+
+def test_a_file_of_another_experiment_is_refused_and_moved_aside_before_training(tmp_path):
+    save(tmp_path / "one", DECLARED)
+    stranger = tmp_path / "one/main"
+    about = {"identity": {"experiment": "tests.other", "version": 1, "sweep": "main", "num_steps": 10}, "metrics": []}
+    path = store.write_chunk(stranger, {"run_id": ["x"]}, about)
+    with pytest.raises(ResultsError, match=r"is of tests\.other"):
+        load(tmp_path / "one")
+    ids, moved = store.finished(stranger, "tests.made", 1, "main")
+    assert [each.name for each in moved] == [path.name]
+    assert len(ids) == 16
+    assert len(load(tmp_path / "one")["main"]) == 16
+
+
+def test_a_damaged_manifest_is_moved_aside_before_training(tmp_path):
+    folder = save(tmp_path / "runs", DECLARED)
+    (folder / store.MANIFEST).write_text("{")
+    assert claim(folder) == {}
+    assert (folder / store.SET_ASIDE / store.MANIFEST).read_text() == "{"
+    assert claim(folder) == {}  # and once more, were the process killed before it wrote the new one
+    assert len(store.finished(folder / "main", "tests.made", 1, "main")[0]) == 16
+
+
+def test_a_second_process_is_refused_while_the_first_one_lives(tmp_path):
+    with store.claimed(tmp_path / "runs", "tests.made", 1), pytest.raises(ResultsError, match="in use by another"):
+        claim(tmp_path / "runs")
+    assert claim(tmp_path / "runs") == {}
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    folder = save(tmp_path / "runs", DECLARED)
+    half = folder / "main" / ".abc.parquet.123.tmp"
+    half.write_bytes(b"half a file")
+    dropped = tmp_path / ".runs.dropped-123"
+    dropped.mkdir()
+    claim(folder)
+    assert not half.exists()
+    assert not dropped.exists()
 
 
 def test_writing_leaves_the_old_file_where_the_new_one_cannot_be_finished(tmp_path, monkeypatch):

@@ -7,12 +7,14 @@ that was damaged since does not match its name.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ import pyarrow.parquet as pq
 FORMAT = 1
 MANIFEST = "manifest.json"
 SET_ASIDE = "damaged"
-_DRAWN = {"figures", "claims.json"}  # what a redrawing from the reference leaves
+_DRAWN = {"figures", "claims.json"}
 _KEY = b"dlexp"
 
 
@@ -63,8 +65,12 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     write_text(folder / MANIFEST, json.dumps({"format": FORMAT, **manifest}, indent=1) + "\n")
 
 
-def claim_folder(folder: Path, experiment: str, version: int, *, fresh: bool = False) -> dict[str, Any]:
-    """Makes the folder this experiment's and returns the manifest it has so far (empty where it is new).
+@contextmanager
+def claimed(folder: Path, experiment: str, version: int, *, fresh: bool = False) -> Iterator[dict[str, Any]]:
+    """A context in which the folder is this experiment's and this process's alone; yields its manifest so far.
+
+    The manifest is empty where the folder is new, or where it was damaged and has been moved aside. What a killed
+    process left half-written is removed. The lock goes with the process that holds it, however that ends.
 
     Args:
       folder: where results go.
@@ -73,30 +79,86 @@ def claim_folder(folder: Path, experiment: str, version: int, *, fresh: bool = F
       fresh: drop what is there.
 
     Raises:
-      ResultsError: where the folder holds something else or cannot be written.
+      ResultsError: where the folder holds something else, is in use, or cannot be written.
     """
     try:
-        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        if not there.is_dir():
-            raise ResultsError(f"{there} is a file, not a folder; choose another --out")
-        manifest = read_manifest(folder) or {}
-        if not manifest and folder.exists() and {entry.name for entry in folder.iterdir()} - _DRAWN:
-            raise ResultsError(f"{folder} holds files that are no results; choose another --out")
-        if manifest and manifest["experiment"] != experiment:
-            raise ResultsError(f"{folder} holds results of {manifest['experiment']}; choose another --out")
-        if manifest and manifest["version"] != version and not fresh:
-            raise ResultsError(
-                f"{folder} holds results of version {manifest['version']}, the experiment is at {version}; "
-                "drop them with --fresh or choose another --out"
-            )
-        if fresh and manifest:
-            shutil.rmtree(folder)
-            manifest = {}
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return manifest
+        _check_is_ours(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            _remove_leftovers(folder)
+            manifest = _own_manifest(folder, experiment, version, fresh=fresh)
+            if fresh and folder.exists():
+                _drop(folder)
+            folder.mkdir(exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+            yield {} if fresh else manifest
     except OSError as error:
-        raise ResultsError(f"{folder} cannot be written ({error.strerror}); choose another --out") from error
+        raise ResultsError(f"{folder} cannot be written ({error.strerror or error}); choose another --out") from error
+
+
+def _check_is_ours(folder: Path) -> None:
+    """Refuses a file in the way, and a folder with anything but results."""
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not there.is_dir():
+        raise ResultsError(f"{there} is a file, not a folder; choose another --out")
+    names = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+    if names and MANIFEST not in names and SET_ASIDE not in names and not all(map(_is_harmless, names)):
+        raise ResultsError(f"{folder} holds files that are no results; choose another --out")
+
+
+def _is_harmless(name: str) -> bool:
+    return name in _DRAWN or name.startswith(f".{MANIFEST}.")  # what a redrawing, or a kill at the start, leaves
+
+
+def _own_manifest(folder: Path, experiment: str, version: int, *, fresh: bool) -> dict[str, Any]:
+    try:
+        manifest = read_manifest(folder) or {}
+    except ResultsError:
+        set_aside(folder / MANIFEST, folder)
+        return {}
+    if manifest and manifest["experiment"] != experiment:
+        raise ResultsError(f"{folder} holds results of {manifest['experiment']}; choose another --out")
+    if manifest and manifest["version"] != version and not fresh:
+        raise ResultsError(
+            f"{folder} holds results of version {manifest['version']}, the experiment is at {version}; "
+            "drop them with --fresh or choose another --out"
+        )
+    return manifest
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with open(folder.with_name(f".{folder.name}.lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ResultsError(
+                f"{folder} is in use by another process; wait until it ends, or choose another --out"
+            ) from error
+        yield
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
+    for path in folder.parent.glob(f".{folder.name}.dropped-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _drop(folder: Path) -> None:
+    """Renamed first: a kill on the way leaves a folder that is whole or gone, never half."""
+    condemned = folder.with_name(f".{folder.name}.dropped-{os.getpid()}")
+    os.replace(folder, condemned)
+    shutil.rmtree(condemned)
+
+
+def set_aside(path: Path, folder: Path) -> Path:
+    """Moves a damaged file to `folder/damaged` and returns where it is now."""
+    target = folder / SET_ASIDE / path.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(path, target)
+    return target
 
 
 def write_chunk(folder: Path, columns: Mapping[str, Any], about: Mapping[str, Any]) -> Path:
@@ -139,19 +201,25 @@ def read_chunk(path: Path) -> tuple[pa.Table, dict[str, Any]]:
         raise ResultsError(f"{path} is no chunk of results ({error}); remove it and run again") from error
 
 
-def finished(folder: Path) -> tuple[set[str], list[Path]]:
-    """Returns the ids of all runs saved in a sweep's folder, and the damaged files it moved aside on the way."""
+def finished(folder: Path, experiment: str, version: int, sweep: str) -> tuple[set[str], list[Path]]:
+    """Returns the ids of a sweep's saved runs, and the files it moved aside: damaged ones, other experiments' ones."""
     ids: set[str] = set()
     moved = []
     for path in sorted(folder.glob("*.parquet")):
         try:
-            ids.update(read_chunk(path)[0]["run_id"].to_pylist())
+            table, about = read_chunk(path)
+            check_identity(path, about, experiment, version, sweep)
+            ids.update(table["run_id"].to_pylist())
         except ResultsError:
-            target = folder.parent / SET_ASIDE / path.name
-            target.parent.mkdir(exist_ok=True)
-            os.replace(path, target)
-            moved.append(target)
+            moved.append(set_aside(path, folder.parent))
     return ids, moved
+
+
+def check_identity(path: Path, about: Mapping[str, Any], experiment: str, version: int, sweep: str) -> None:
+    """Raises ResultsError unless a chunk says that it is of this sweep."""
+    identity = about["identity"]
+    if (identity["experiment"], identity["version"], identity["sweep"]) != (experiment, version, sweep):
+        raise ResultsError(f"{path} is of {identity['experiment']}, sweep {identity['sweep']}; remove it and run again")
 
 
 def compact(folder: Path) -> None:

@@ -208,7 +208,10 @@ def _grid(blocks: list[dict[str, Any]]) -> Grid:
 def _table(folder: Path, identity: Identity, grid: Grid, num_evals: int) -> Table:
     ids = (run_id(identity, run) for family in grid.families() for run in grid.runs(family))
     places = {name: place for place, name in enumerate(ids)}
-    parts = [_part(table, about, places) for _, table, about in store.chunks(folder)]
+    parts = []
+    for path, table, about in store.chunks(folder):
+        store.check_identity(path, about, identity.experiment, identity.version, identity.sweep)
+        parts.append(_part(table, about, places))
     axes = tuple(name for name in grid.axes if name != "seed")
     merged = _merged([part for part in parts if len(part.frame)], folder)
     return Table(identity.sweep, merged, axes, identity.num_steps, num_evals)

@@ -6,6 +6,7 @@ finished chunk of runs.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -15,18 +16,34 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from dlexp.sweep import machine
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Run
-from dlexp.sweep.machine import num_cores
 from dlexp.sweep.plan import Group, Plan
-from dlexp.sweep.programs import Carry, Programs, compile_once_in, lower
+from dlexp.sweep.programs import Programs, compile_once_in, lower
+from dlexp.sweep.recorder import Recorder
 from dlexp.types import Learner, PyTree
 
-OK, NONFINITE, STOPPED = "ok", "nonfinite", "stopped"
 SEGMENT_SECONDS = 1.0  # between two looks at the progress; the steps of a call are an argument of the program
 _LOOK_AHEAD = 8  # groups compiled before the first of them is trained
+
+
+class Snapshot(NamedTuple):
+    """All it takes to go on with a chunk: host arrays, bit for bit.
+
+    Attributes:
+      step: steps made.
+      carry: the leaves of what runs take from call to call, each `[row, ...]`.
+      nonfinite_at: `[run]`, first non-finite step or -1.
+      rows: name -> `[evaluation, run, ...]`, NaN where not measured yet.
+    """
+
+    step: int
+    carry: list[np.ndarray]
+    nonfinite_at: np.ndarray
+    rows: dict[str, np.ndarray]
 
 
 class Compiling(NamedTuple):
@@ -39,18 +56,37 @@ class Advanced(NamedTuple):
     """Runs of a chunk made some steps.
 
     Attributes:
+      chunk: names the chunk: the same runs at the same width have the same name.
       run_steps: steps made, summed over runs; padding does not count.
       num_nonfinite: runs of the chunk that have left the finite numbers so far.
+      seconds: what the chunk is expected to take in all, as far as its pace is known.
+      snapshot: returns what it takes to go on from here; to be called before the next event.
     """
 
+    chunk: str
     run_steps: int
     num_nonfinite: int
+    seconds: float
+    snapshot: Callable[[], Snapshot]
+
+
+class Narrowed(NamedTuple):
+    """A call did not fit into memory; the group goes on with fewer runs at once.
+
+    Attributes:
+      group: place of the group in the plan.
+      width: runs vmapped on each device from now on.
+    """
+
+    group: int
+    width: int
 
 
 class Finished(NamedTuple):
     """One chunk of runs.
 
     Attributes:
+      chunk: its name.
       group: place of its group in the plan.
       runs: `(run_id, run)` of each row.
       status: ok, nonfinite or stopped.
@@ -61,6 +97,7 @@ class Finished(NamedTuple):
       width: runs vmapped on each device.
     """
 
+    chunk: str
     group: int
     runs: tuple[tuple[str, Run], ...]
     status: tuple[str, ...]
@@ -70,33 +107,87 @@ class Finished(NamedTuple):
     width: int
 
 
-Event = Compiling | Advanced | Finished
+Event = Compiling | Advanced | Narrowed | Finished
+Resume = Callable[[str], Snapshot | None]
 
 
-def train(plan: Plan, devices: list[jax.Device], done: Container[str] = ()) -> Iterator[Event]:
+class OutOfMemoryError(Exception):
+    """One run alone does not fit into the memory of a device; the message says what it needs and what is there."""
+
+
+def train(
+    plan: Plan, devices: list[jax.Device], done: Container[str] = (), resume: Resume = lambda chunk: None
+) -> Iterator[Event]:
     """Yields what happens while every run of the plan that is not done is trained.
 
-    Groups are compiled side by side while others train; equal programs are compiled once.
+    Groups are compiled side by side while others train; equal programs are compiled once. Where a call does not
+    fit into memory, the group goes on at half the width.
+
+    Args:
+      plan: what to train.
+      devices: on which.
+      done: ids of runs to leave out.
+      resume: chunk name -> the snapshot to go on from, None to begin at step 0.
 
     Raises:
       ValueError: where a learner's metrics are named badly.
+      OutOfMemoryError: where a run does not fit alone.
     """
     mesh = jax.make_mesh((len(devices),), ("run",), axis_types=(AxisType.Auto,), devices=devices)
+    pool = ThreadPoolExecutor(machine.num_cores())
     place_data = _cached_placement(NamedSharding(mesh, PartitionSpec()))
-    pool = ThreadPoolExecutor(num_cores())
+    compile_group = _group_compiler(mesh, compile_once_in(pool))
     try:
-        ready = _look_ahead(_prepared(plan, mesh, done, compile_once_in(pool)), _LOOK_AHEAD)
-        for index, group, futures, missing in ready:
-            if not all(future.done() for future in futures):
-                yield Compiling(index)
-            programs = Programs(*(future.result() for future in futures))
-            data = place_data(group.learner.data)
-            pace, over_runs = _Pace(), NamedSharding(mesh, PartitionSpec("run"))
-            for runs in _batched(missing, group.width * len(devices)):
-                chunk = _Chunk(index, group, runs, plan.sweep.num_steps, plan.sweep.num_evals)
-                yield from _train_chunk(chunk, programs, data, over_runs, pace)
+        for index, futures in _look_ahead(_set_compiling(plan, done, compile_group), _LOOK_AHEAD):
+            missing = _Missing(plan, done)
+            group = plan.groups[index]
+            while True:
+                if not all(future.done() for future in futures):
+                    yield Compiling(index)
+                try:
+                    programs = Programs(*(future.result() for future in futures))
+                    placed = _Placed(
+                        programs, place_data(group.learner.data), NamedSharding(mesh, PartitionSpec("run"))
+                    )
+                    yield from _train_group(plan, index, group, placed, missing, resume)
+                    break
+                except (jax.errors.JaxRuntimeError, MemoryError) as error:
+                    if not _is_out_of_memory(error):
+                        raise
+                    group = _narrower(group, futures, devices, error)
+                yield Narrowed(index, group.width)
+                futures = compile_group(group)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Placed(NamedTuple):
+    """A group's programs, its data on the devices, and how its rows lie on them."""
+
+    programs: Programs
+    data: PyTree
+    over_runs: NamedSharding
+
+
+class _Missing:
+    """The runs of a group that are not trained yet; what was finished meanwhile is skipped by its count."""
+
+    def __init__(self, plan: Plan, done: Container[str]) -> None:
+        self._plan, self._done, self.num_finished = plan, done, 0
+
+    def runs(self, group: Group) -> Iterator[tuple[str, Run]]:
+        missing = (entry for entry in self._plan.runs(group) if entry[0] not in self._done)
+        return islice(missing, self.num_finished, None)
+
+
+def _train_group(
+    plan: Plan, index: int, group: Group, placed: _Placed, missing: _Missing, resume: Resume
+) -> Iterator[Event]:
+    pace = _Pace()
+    for runs in _batched(missing.runs(group), group.width * placed.over_runs.mesh.size):
+        chunk = _Chunk(index, group, runs, plan.sweep.num_steps, plan.sweep.num_evals)
+        yield from _train_chunk(chunk, placed, pace, resume)
+        missing.num_finished += len(runs)
 
 
 class _Chunk(NamedTuple):
@@ -106,16 +197,9 @@ class _Chunk(NamedTuple):
     num_steps: int
     num_evals: int
 
-
-def _prepared(
-    plan: Plan, mesh: jax.sharding.Mesh, done: Container[str], compile_once: Callable[[Any], Future]
-) -> Iterator[tuple[int, Group, list[Future], Iterator[tuple[str, Run]]]]:
-    """Lowers each group that has runs to train and sets its programs compiling."""
-    for index, group in enumerate(plan.groups):
-        missing = (entry for entry in plan.runs(group) if entry[0] not in done)
-        first = next(missing, None)
-        if first is not None:
-            yield index, group, list(map(compile_once, lower(group, mesh))), _chained(first, missing)
+    def name(self, num_devices: int) -> str:
+        text = f"{self.group.width} {num_devices} {self.num_steps} {' '.join(run_id for run_id, _ in self.runs)}"
+        return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
 
 class _Pace:
@@ -123,92 +207,77 @@ class _Pace:
 
     def __init__(self) -> None:
         self.steps = 1
+        self.seconds_per_step = 0.0
 
     def note(self, steps: int, seconds: float) -> None:
-        possible = int(steps * SEGMENT_SECONDS / max(seconds, 1e-6))
+        self.seconds_per_step = max(seconds, 1e-6) / steps
+        possible = int(SEGMENT_SECONDS / self.seconds_per_step)
         self.steps = max(1, min(10 * max(steps, self.steps), possible))
 
 
-def _train_chunk(
-    chunk: _Chunk, programs: Programs, data: PyTree, sharding: NamedSharding, pace: _Pace
-) -> Iterator[Event]:
+def _train_chunk(chunk: _Chunk, placed: _Placed, pace: _Pace, resume: Resume) -> Iterator[Event]:
     began = time.perf_counter()
-    num_rows = chunk.group.width * sharding.mesh.size
-    seeds, hyper = _arguments(chunk.group.learner, chunk.runs, num_rows, sharding)
-    carry = programs.initialize(seeds, hyper, data)
-    recorder = _Recorder(chunk)
-    recorder.add(0, programs.evaluate(seeds, hyper, data, carry), carry)
-    interval = chunk.num_steps // chunk.num_evals
-    start = 0
+    num_devices = placed.over_runs.mesh.size
+    name = chunk.name(num_devices)
+    arguments = (
+        *_arguments(chunk.group.learner, chunk.runs, chunk.group.width * num_devices, placed.over_runs),
+        placed.data,
+    )
+    programs, recorder = placed.programs, Recorder(len(chunk.runs), chunk.num_steps, chunk.num_evals)
+    carry = programs.initialize(*arguments)
+    saved = resume(name)
+    if saved is None:
+        start = 0
+        recorder.add(0, programs.evaluate(*arguments, carry), carry.sums)
+    else:
+        start, recorder.nonfinite_at, recorder.rows = saved.step, saved.nonfinite_at, saved.rows
+        carry = _restored(carry, saved.carry)
+        yield Advanced(name, start * len(chunk.runs), _num_lost(recorder), 0.0, lambda: saved)
     while start < chunk.num_steps and programs.segment is not None and recorder.any_alive:
-        fresh, rest = np.bool_(start % interval == 0), interval - start % interval
-        stop = start + min(pace.steps, rest)
+        since = start % recorder.interval
+        stop = start + min(pace.steps, recorder.interval - since)
         called = time.perf_counter()
-        carry = programs.segment(seeds, hyper, data, carry, np.int32(start), np.int32(stop), fresh)
-        measured = programs.evaluate(seeds, hyper, data, carry) if stop % interval == 0 else None
-        recorder.look(carry)
+        carry = programs.segment(*arguments, carry, np.int32(start), np.int32(stop), np.bool_(since == 0))
+        measured = programs.evaluate(*arguments, carry) if stop % recorder.interval == 0 else None
+        recorder.note_nonfinite(carry.nonfinite_at)
         pace.note(stop - start, time.perf_counter() - called)
         if measured is not None:
-            recorder.add(stop, measured, carry)
-        yield Advanced((stop - start) * len(chunk.runs), recorder.num_nonfinite)
+            recorder.add(stop, measured, carry.sums)
+        expected = pace.seconds_per_step * chunk.num_steps
+        take = _snapshotter(stop, carry, recorder)
+        yield Advanced(name, (stop - start) * len(chunk.runs), _num_lost(recorder), expected, take)
         start = stop
-    yield recorder.finished(time.perf_counter() - began, carry)
+    yield Finished(
+        name,
+        chunk.group_index,
+        chunk.runs,
+        recorder.status(),
+        recorder.nonfinite_at,
+        recorder.curves(carry.sums),
+        time.perf_counter() - began,
+        chunk.group.width,
+    )
 
 
-class _Recorder:
-    """Collects the evaluations of one chunk on the host and notes which runs left the finite numbers."""
+def _num_lost(recorder: Recorder) -> int:
+    return int((recorder.nonfinite_at >= 0).sum())
 
-    def __init__(self, chunk: _Chunk) -> None:
-        self._chunk = chunk
-        self._num_runs = len(chunk.runs)
-        self._nonfinite_at = np.full(self._num_runs, -1, np.int32)
-        self._rows: dict[str, list[np.ndarray]] = {}
 
-    @property
-    def any_alive(self) -> bool:
-        return bool((self._nonfinite_at < 0).any())
+def _snapshotter(step: int, carry: PyTree, recorder: Recorder) -> Callable[[], Snapshot]:
+    def take() -> Snapshot:
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(carry)]
+        return Snapshot(step, leaves, recorder.nonfinite_at, recorder.rows)
 
-    @property
-    def num_nonfinite(self) -> int:
-        return int((self._nonfinite_at >= 0).sum())
+    return take
 
-    def look(self, carry: Carry) -> None:
-        seen = np.asarray(carry.nonfinite_at)[: self._num_runs]
-        self._nonfinite_at = np.where(self._nonfinite_at < 0, seen, self._nonfinite_at)
 
-    def add(self, step: int, metrics: Mapping[str, Any], carry: Carry) -> None:
-        if step:
-            interval = self._chunk.num_steps // self._chunk.num_evals
-            metrics = {
-                **metrics,
-                **{name: np.asarray(total) / interval for name, total in carry.sums.items()},
-            }
-        finite = np.ones(self._num_runs, bool)
-        for name, values in metrics.items():
-            values = np.asarray(values)[: self._num_runs]
-            self._rows.setdefault(name, []).append(values)
-            finite &= np.isfinite(values.reshape(self._num_runs, -1)).all(axis=1)
-        self._nonfinite_at = np.where((self._nonfinite_at < 0) & ~finite, step, self._nonfinite_at)
-
-    def finished(self, seconds: float, carry: Carry) -> Finished:
-        chunk = self._chunk
-        interval = chunk.num_steps // chunk.num_evals
-        steps = interval * np.arange(chunk.num_evals + 1 if interval else 1)
-        for name, total in carry.sums.items():
-            self._rows.setdefault(name, [])
-            self._rows[name].insert(0, np.full(total.shape, np.nan, total.dtype)[: self._num_runs])
-        metrics = {name: self._curve(rows, steps) for name, rows in self._rows.items()}
-        for name in carry.sums:
-            metrics[name] = metrics[name][:, 1:]
-        status = tuple(OK if at < 0 else NONFINITE for at in self._nonfinite_at)
-        return Finished(chunk.group_index, chunk.runs, status, self._nonfinite_at, metrics, seconds, chunk.group.width)
-
-    def _curve(self, rows: list[np.ndarray], steps: np.ndarray) -> np.ndarray:
-        """`[run, evaluation, ...]`, NaN from a run's first non-finite step on."""
-        curve = np.full((self._num_runs, len(steps), *rows[0].shape[1:]), np.nan, rows[0].dtype)
-        curve[:, : len(rows)] = np.stack(rows, axis=1)
-        curve[(self._nonfinite_at[:, None] >= 0) & (steps >= self._nonfinite_at[:, None])] = np.nan
-        return curve
+def _restored(carry: PyTree, leaves: list[np.ndarray]) -> PyTree:
+    """The saved leaves in the places, and with the shapes and types, of a fresh carry's."""
+    fresh, treedef = jax.tree.flatten(carry)
+    if [(leaf.shape, leaf.dtype) for leaf in fresh] != [(leaf.shape, leaf.dtype) for leaf in leaves]:
+        raise ValueError("the saved state of a chunk has other shapes than the program's; remove it and run again")
+    placed = [jax.device_put(leaf, like.sharding) for leaf, like in zip(leaves, fresh, strict=True)]
+    return jax.tree.unflatten(treedef, placed)
 
 
 def _arguments(
@@ -225,17 +294,49 @@ def _arguments(
     return jax.device_put((seeds, hyper), sharding)
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _narrower(group: Group, futures: list[Future], devices: list[jax.Device], error: Exception) -> Group:
+    """The group at half its width, or an error that says what one run needs."""
+    if group.width > 1:
+        return group._replace(width=group.width // 2)
+    needed = max((_needed_bytes(future) for future in futures), default=0)
+    raise OutOfMemoryError(
+        f"one run of {dict(group.family.config)} does not fit into memory: it needs about {needed / 2**20:.0f} MiB a "
+        f"device, there are {machine.device_memory(devices) / 2**20:.0f} MiB; make the network or the batch smaller"
+    ) from error
+
+
+def _needed_bytes(future: Future) -> int:
+    if not future.done() or future.exception():
+        return 0
+    analysis = future.result().memory_analysis()
+    return analysis.temp_size_in_bytes + analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+
+
+def _set_compiling(
+    plan: Plan, done: Container[str], compile_group: Callable[[Group], list[Future]]
+) -> Iterator[tuple[int, list[Future]]]:
+    """Lowers each group that has runs to train and sets its programs compiling."""
+    for index, group in enumerate(plan.groups):
+        if any(run_id not in done for run_id, _ in plan.runs(group)):
+            yield index, compile_group(group)
+
+
+def _group_compiler(mesh: Mesh, compile_once: Callable[[Any], Future]) -> Callable[[Group], list[Future]]:
+    return lambda group: [compile_once(lowered) for lowered in lower(group, mesh)]
+
+
 def _cached_placement(sharding: NamedSharding) -> Callable[[PyTree], PyTree]:
     """Puts data on the devices once as long as consecutive groups share the very arrays."""
     held: list[tuple[list[Any], PyTree]] = []
 
     def place(data: PyTree) -> PyTree:
         leaves = jax.tree.leaves(data)
-        if (
-            not held
-            or len(held[0][0]) != len(leaves)
-            or any(a is not b for a, b in zip(held[0][0], leaves, strict=True))
-        ):
+        known = held[0][0] if held else []
+        if len(known) != len(leaves) or any(a is not b for a, b in zip(known, leaves, strict=True)):
             held[:] = [(leaves, jax.device_put(data, sharding))]
         return held[0][1]
 
@@ -247,11 +348,6 @@ def _look_ahead(items: Iterator[Any], distance: int) -> Iterator[Any]:
     while queue:
         yield queue.popleft()
         queue.extend(islice(items, 1))
-
-
-def _chained(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest
 
 
 def _batched(items: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:

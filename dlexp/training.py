@@ -1,0 +1,201 @@
+"""From plans to saved runs: what the engine finishes, the store keeps, and nothing is lost on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dlexp.interrupt import deferred
+from dlexp.progress import Display
+from dlexp.results import checkpoint, store, table
+from dlexp.results.store import ResultsError
+from dlexp.sweep import engine, machine
+from dlexp.sweep.engine import Advanced, Compiling, Finished, Narrowed, Snapshot
+from dlexp.types import Experiment
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dlexp.sweep.plan import Plan
+
+LONG_CHUNK_SECONDS = 60.0  # a chunk expected to take longer keeps its state on the way
+CHECKPOINT_SECONDS = 30.0  # between two states
+_PREFIXES = ("carry", "rows")
+
+
+def train(
+    experiment: Experiment, plans: Mapping[str, Plan], *, scale: str, folder: Path, fresh: bool, console: Console
+) -> None:
+    """Trains every run of the plans that is not saved in the folder yet.
+
+    The first SIGINT or SIGTERM ends it after the segment under way, with the state of the chunk kept.
+
+    Raises:
+      ResultsError: where the folder cannot be used or is full, or a run does not fit into memory alone.
+      KeyboardInterrupt: after a signal, once everything is saved.
+    """
+    if fresh and folder.exists():
+        num_files = len(list(folder.rglob("*.parquet")))
+        _say(console, f"--fresh drops {folder} with {num_files} files of runs")
+    with store.claimed(folder, experiment.name, experiment.version, fresh=fresh) as manifest:
+        manifest = _declared(experiment, plans, scale, manifest)
+        began = time.monotonic()
+        try:
+            store.write_manifest(folder, manifest)
+            with deferred(lambda text: _say(console, text)) as stopping:
+                sweeps = [_Sweep(each, folder / name, console, stopping) for name, each in plans.items()]
+                trained = sum(sweep.train() for sweep in sweeps)
+            if trained:
+                manifest["seconds"] = round(manifest.get("seconds", 0.0) + time.monotonic() - began, 1)
+                store.write_manifest(folder, manifest)
+        except engine.OutOfMemoryError as error:
+            raise ResultsError(str(error)) from error
+        except OSError as error:
+            raise ResultsError(
+                f"{folder} could not be written ({error.strerror or error}); what was saved until then is whole; make "
+                "room and the same command goes on from there"
+            ) from error
+
+
+def _declared(
+    experiment: Experiment, plans: Mapping[str, Plan], scale: str, manifest: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The manifest: what the current grid is, sweep by sweep; sweeps that are not part of this call stay."""
+    sweeps = dict(manifest.get("sweeps", {}))
+    for name, each in plans.items():
+        sweeps[name] = {
+            "num_steps": each.sweep.num_steps,
+            "num_evals": each.sweep.num_evals,
+            "num_runs": each.num_runs,
+            "num_groups": len(each.groups),
+            "blocks": table.describe(each.sweep.grid),
+        }
+    return {
+        **manifest,
+        "experiment": experiment.name,
+        "version": experiment.version,
+        "question": experiment.question,
+        "scale": scale,
+        "sweeps": sweeps,
+    }
+
+
+class _Sweep:
+    """One sweep on its way: its events to the display, its chunks to the store, its unfinished state to the disk."""
+
+    def __init__(self, plan: Plan, folder: Path, console: Console, stopping: Callable[[], bool]) -> None:
+        self._plan, self._folder, self._console, self._stopping = plan, folder, console, stopping
+        self._kept_at = time.monotonic()
+
+    def train(self) -> int:
+        """Trains the missing runs and returns how many there were."""
+        machine.enable_compile_cache()
+        devices = machine.start_devices()
+        saved = self._saved()
+        num_done = sum(1 for group in self._plan.groups for name, _ in self._plan.runs(group) if name in saved)
+        num_missing = self._plan.num_runs - num_done
+        if not num_missing:
+            _say(self._console, f"{self._plan.identity.sweep}: all {num_done} runs are saved")
+            return 0
+        provenance = machine.provenance(devices)
+        identity, sweep = self._plan.identity, self._plan.sweep
+        with Display(self._console, identity.sweep, self._plan.num_runs, num_done, sweep.num_steps) as display:
+            for event in engine.train(self._plan, devices, saved, self._resume):
+                self._handle(event, display, provenance)
+        checkpoint.discard(self._folder)
+        store.compact(self._folder)
+        return num_missing
+
+    def _saved(self) -> set[str]:
+        identity = self._plan.identity
+        saved, moved = store.finished(self._folder, identity.experiment, identity.version, identity.sweep)
+        for path in moved:
+            _say(self._console, f"damaged or foreign results moved to {path}; their runs are trained again")
+        return saved
+
+    def _handle(self, event: engine.Event, display: Display, provenance: Mapping[str, Any]) -> None:
+        match event:
+            case Compiling(group):
+                display.compiling(_config_text(self._plan.groups[group].family.config))
+            case Narrowed(group, width):
+                config = _config_text(self._plan.groups[group].family.config)
+                _say(self._console, f"{config}: out of memory; going on with {width} runs at once on each device")
+            case Advanced():
+                display.advanced(event.run_steps, event.num_nonfinite)
+                self._keep_state(event)
+            case Finished():
+                store.write_chunk(self._folder, _columns(event), _about(self._plan, event, provenance))
+                checkpoint.discard(self._folder, event.chunk)
+                display.finished(len(event.runs), sum(at >= 0 for at in event.nonfinite_at))
+                if self._stopping():
+                    raise KeyboardInterrupt
+
+    def _keep_state(self, event: Advanced) -> None:
+        stopping = self._stopping()
+        due = time.monotonic() - self._kept_at > CHECKPOINT_SECONDS and event.seconds > LONG_CHUNK_SECONDS
+        if stopping or due:
+            snapshot = event.snapshot()
+            checkpoint.save(self._folder, event.chunk, snapshot.step, _to_arrays(snapshot))
+            self._kept_at = time.monotonic()
+        if stopping:
+            raise KeyboardInterrupt
+
+    def _resume(self, chunk: str) -> Snapshot | None:
+        kept = checkpoint.restore(self._folder, chunk)
+        return _to_snapshot(*kept) if kept else None
+
+
+def _to_arrays(snapshot: Snapshot) -> dict[str, np.ndarray]:
+    """A snapshot under names that make folders nowhere: metrics by their place, their names beside them."""
+    names = sorted(snapshot.rows)
+    return {
+        **{f"carry{index}": leaf for index, leaf in enumerate(snapshot.carry)},
+        **{f"rows{index}": snapshot.rows[name] for index, name in enumerate(names)},
+        "nonfinite_at": snapshot.nonfinite_at,
+        "names": np.frombuffer("\n".join(names).encode(), np.uint8),
+    }
+
+
+def _to_snapshot(step: int, arrays: Mapping[str, np.ndarray]) -> Snapshot:
+    def numbered(prefix: str) -> list[np.ndarray]:
+        return [arrays[f"{prefix}{index}"] for index in range(sum(name.startswith(prefix) for name in arrays))]
+
+    carry, rows = map(numbered, _PREFIXES)
+    names = arrays["names"].tobytes().decode().split("\n")
+    return Snapshot(step, carry, np.array(arrays["nonfinite_at"]), dict(zip(names, map(np.array, rows), strict=True)))
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def _columns(chunk: Finished) -> dict[str, Any]:
+    ids, runs = zip(*chunk.runs, strict=True)
+    columns: dict[str, Any] = {"run_id": list(ids)}
+    for name in (*runs[0].config, *runs[0].hyper):
+        columns[name] = [run.config.get(name, run.hyper.get(name)) for run in runs]
+        if name in runs[0].hyper:
+            columns[name] = np.array(columns[name], np.float64)
+    columns["seed"] = np.array([run.seed for run in runs], np.int64)
+    columns["status"] = list(chunk.status)
+    columns["nonfinite_at"] = chunk.nonfinite_at.astype(np.int32)
+    return columns | dict(chunk.metrics)
+
+
+def _about(each: Plan, chunk: Finished, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    group = each.groups[chunk.group]
+    return {
+        "identity": each.identity._asdict(),
+        "config": dict(group.family.config),
+        "hyper": {name: legal.default for name, legal in group.learner.hyper.items()},
+        "metrics": list(chunk.metrics),
+        "provenance": {**provenance, "width": chunk.width},
+    }
+
+
+def _config_text(config: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in config.items()) or "the programs"
