@@ -61,7 +61,7 @@ class Recorder:
         """
         lost = (self.nonfinite_at[:, None] >= 0) & (self._steps >= self.nonfinite_at[:, None])
         curves = {}
-        for name in {**self.rows, **sums}:
+        for name in sorted({**self.rows, **sums}):
             curve = self.rows[name] if name in self.rows else self._never_measured(sums[name])
             curve = np.moveaxis(curve, 0, 1).copy()
             curve[lost] = np.nan
