@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -109,10 +109,27 @@ def theory_line(axes: Axes, x: Sequence[float] | np.ndarray, y: Sequence[float] 
     axes.plot(x, y, color="black", linestyle="--", linewidth=1.5, label=label, zorder=3)
 
 
-def legend_below(figure: Figure, axes: Axes) -> None:
-    """Puts one legend for all axes under the figure."""
+def legend_below(figure: Figure, axes: Axes, note: str = "") -> None:
+    """Puts one legend for all axes under the figure, with a note (such as `counts`) above its entries."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6))
+    columns = min(len(labels), 6)
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=note, title_fontsize=9)
+    legend.get_title().set_color("#666666")
+
+
+def counts(tables: Iterable[Table], failed_as: str) -> str:
+    """Returns a note on how many runs a figure counts and what became of those without finite values.
+
+    Args:
+      tables: the runs.
+      failed_as: what a run without finite values was counted as, in words.
+    """
+    tables = list(tables)
+    num_runs = sum(map(len, tables))
+    num_lost = sum(int((table.frame["status"] != "ok").sum()) for table in tables)
+    seeds = " or ".join(map(str, sorted({table.frame["seed"].nunique() for table in tables})))
+    text = f"{num_runs:,} runs, {seeds} seeds a point, bands: 95% intervals; {num_lost} runs non-finite"
+    return f"{text}, counted as {failed_as}" if num_lost else text
 
 
 def save(figure: Figure, path: Path) -> list[Path]:

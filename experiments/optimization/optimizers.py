@@ -196,8 +196,8 @@ def _accuracy_by_rate(results: Results) -> Figure:
             each.axvspan(*LESSON_RATES, color=plots.LESSON, alpha=0.35, linewidth=0, zorder=0)
         curves.text(1e-2, 1.0, "the lesson's 0.001 to 0.1", ha="center", va="bottom", color="#666666", fontsize=10)
         curves.set(xscale="log", ylim=(0, 1.0), title=TITLES[name] + "\n", ylabel="test accuracy")
-    axes[0, 0].plot([], [], linestyle="none", marker="x", color="#666666", label="every seed non-finite")
-    plots.legend_below(figure, axes[0, 0])
+    note = plots.counts(results.values(), failed_as="chance, one class of ten (x: every seed)")
+    plots.legend_below(figure, axes[0, 0], note)
     return figure
 
 
