@@ -85,18 +85,18 @@ def diverged(table: Table, *, constant_loss: float, metric: str = "train/loss") 
     return (frame["status"] != "ok").to_numpy() | ~(frame[metric].to_numpy() < constant_loss)
 
 
-def points(table: Table, metric: str, *, failed: float = np.nan, by: Sequence[str] | None = None) -> pd.DataFrame:
+def points(table: Table, metric: str, *, failed: float = np.nan) -> pd.DataFrame:
     """Returns a row a point: its axes, `mean`, `low`, `high` over seeds, `num_seeds`, `num_failed`.
 
     Args:
       table: the runs.
       metric: its last value counts.
       failed: what a run without a finite value counts as, such as chance accuracy; NaN makes the point's mean NaN.
-      by: the axes that make a point (default all); the rest is averaged with the seeds.
     """
-    axes = [name for name in (table.axes if by is None else by) if name in table.frame]
+    axes = [name for name in table.axes if name in table.frame]
+    groups = table.frame.groupby(axes, sort=False, dropna=False) if axes else [((), table.frame)]
     rows = []
-    for key, runs in table.frame.groupby(axes, sort=False, dropna=False):
+    for key, runs in groups:
         values = runs[metric].to_numpy(float)
         bad = ~np.isfinite(values)
         interval = t_interval(np.where(bad, failed, values))
@@ -118,7 +118,7 @@ def best(
       over: the axis or axes to choose on, such as `learning_rate`.
       choose_by: the metric that chooses; default validation accuracy, else validation loss. Accuracies are
         maximised, everything else is minimised.
-      report: the metric to report; default the test split's of the same name.
+      report: the metric to report; default the test split's of the same name, where there is one.
 
     Returns:
       the other axes, `over`, `mean`, `low`, `high`, `num_seeds`, `num_failed`.
@@ -134,6 +134,7 @@ def best(
     if choose_by is None or choose_by not in table.frame:
         raise ValueError(f"best: sweep {table.name} lacks {choose_by or CHOOSE_BY}; name a metric with choose_by")
     report = report or choose_by.replace("validation/", "test/")
+    report = report if report in table.frame else choose_by
     higher = choose_by.endswith("accuracy")
     candidates = points(table, choose_by, failed=0.0 if higher else np.inf)
     reported = points(table, report)
@@ -194,11 +195,14 @@ def by_seed(table: Table, metric: str, over: str, *, failed: float) -> pd.DataFr
       failed: what a run without a finite value counts as.
 
     Raises:
-      ValueError: where runs differ in more; select first.
+      ValueError: where runs differ in more (select first), or a seed lacks a value that others have.
     """
     frame = table.frame
     if frame.duplicated(["seed", over]).any():
         others = [name for name in table.axes if name != over and name in frame and frame[name].nunique() > 1]
         raise ValueError(f"by_seed: the runs of sweep {table.name} differ in {', '.join(others)} too; select one")
-    values = frame.pivot(index="seed", columns=over, values=metric)
-    return values.where(np.isfinite(values), failed)
+    counted = frame[metric].where(frame["status"] == "ok", failed)
+    values = frame.assign(**{metric: counted}).pivot(index="seed", columns=over, values=metric)
+    if values.isna().any(axis=None):
+        raise ValueError(f"by_seed: not every seed of sweep {table.name} has every {over}; select those that do")
+    return values

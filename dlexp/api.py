@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,8 @@ import numpy as np
 
 import dlexp
 from dlexp import claims as judging
-from dlexp.results import store, table
-from dlexp.results.store import ResultsError
+from dlexp.results import files, folders, table
+from dlexp.results.files import ResultsError
 from dlexp.results.table import Results
 from dlexp.sweep import overrides
 from dlexp.sweep.grids import Identity
@@ -61,7 +62,7 @@ def run(
     from dlexp import training
 
     plans = plan(experiment, scale=scale, seeds=seeds, num_steps=num_steps, axes=axes, only=only)
-    folder, console = store.folder_of(out, experiment.name, scale), console or Console()
+    folder, console = folders.folder_of(out, experiment.name, scale), console or Console()
     training.train(experiment, plans, scale=scale, folder=folder, fresh=fresh, console=console)
     results = table.load(folder)
     try:
@@ -108,49 +109,69 @@ def publish(experiment: Experiment, results: Results, folder: Path | None = None
       folder: where they go (default: to the results).
 
     Raises:
-      ResultsError: where the saved grid is not the experiment's own and they cannot be made from it.
+      ResultsError: where runs are missing, or the saved grid is not the experiment's own and they cannot be made
+        from it; what was drawn of another grid is withdrawn.
     """
     from dlexp import plots
 
     folder = folder or results.folder
-    written = []
     try:
+        _check_complete(results)
         with plots.style():
             figures = experiment.figures(results)
         claims = experiment.claims(results)
     except Exception as error:
-        if not _is_changed(experiment, results):
+        if folder == results.folder:
+            _withdraw(folder)
+        if not isinstance(error, ResultsError) and not _is_changed(experiment, results):
             raise
-        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise ResultsError(
-            f"no figures and claims: they cannot be made from the changed grid ({reason}); the runs are saved in "
+            f"no figures and claims: they cannot be made from what is saved ({_reason(error)}); the runs are in "
             f"{results.folder}"
         ) from error
+    written = []
     for name, figure in figures.items():
         written += plots.save(figure, folder / "figures" / name)
     path = folder / "claims.json"
-    store.write_text(path, judging.to_json(claims))
+    files.write_text(path, judging.to_json(claims))
     return [*written, path]
 
 
-def train_again(experiment: Experiment, run_id: str, *, scale: str = "cpu") -> dict[str, np.ndarray]:
-    """Trains one run again, alone, and returns its metrics, each `[evaluation, ...]`.
+def _check_complete(results: Results) -> None:
+    for name, declared in results.manifest["sweeps"].items():
+        num_saved = len(results.tables.get(name, ()))
+        if num_saved < declared["num_runs"]:
+            raise ResultsError(f"sweep {name} has {num_saved} of {declared['num_runs']} runs; the same command goes on")
+
+
+def _withdraw(folder: Path) -> None:
+    """Figures and claims of another grid must not stand beside these results."""
+    shutil.rmtree(folder / "figures", ignore_errors=True)
+    (folder / "claims.json").unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    kind = "" if isinstance(error, ResultsError) else f"{type(error).__name__}: "
+    return f"{kind}{error}"
+
+
+def train_again(plans: Mapping[str, Plan], run_id: str) -> dict[str, np.ndarray]:
+    """Trains one run of these plans again, alone, and returns its metrics, each `[evaluation, ...]`.
 
     At equal versions, device and width the numbers are the saved ones, bit for bit.
 
     Raises:
-      ValueError: where the experiment has no such run at this scale.
+      ValueError: where no plan has such a run.
     """
     from dlexp.sweep import engine, machine
 
     machine.enable_compile_cache()
-    for each in plan(experiment, scale=scale).values():
-        others = _Others(run_id)
+    for each in plans.values():
         if any(name == run_id for group in each.groups for name, _ in each.runs(group)):
-            events = engine.train(each, machine.start_devices(), done=others)
+            events = engine.train(each, machine.start_devices(), done=_Others(run_id))
             finished = next(event for event in events if isinstance(event, engine.Finished))
             return {name: values[0] for name, values in finished.metrics.items()}
-    raise ValueError(f"{experiment.name} has no run {run_id!r} at scale {scale}; run ids stand in the results' frame")
+    raise ValueError(f"there is no run {run_id!r} in this grid; run ids stand in the results' frame")
 
 
 def find(experiment: str, scale: str, out: str | os.PathLike = "runs") -> Results:
@@ -160,16 +181,16 @@ def find(experiment: str, scale: str, out: str | os.PathLike = "runs") -> Result
       ResultsError: where neither is there.
     """
     for root in (out, REFERENCE):
-        folder = store.folder_of(root, experiment, scale)
-        if store.read_manifest(folder) is not None:
-            return table.load(folder)
+        folder = folders.folder_of(root, experiment, scale)
+        if folders.read_manifest(folder) is not None and (results := table.load(folder)):
+            return results
     raise ResultsError(f"{experiment} has no results at scale {scale}, neither in {out} nor as a reference")
 
 
 def reference_of(results: Results) -> Results | None:
     """Returns the reference results of the same experiment and scale, None where there are none."""
-    folder = store.folder_of(REFERENCE, results.experiment, results.scale)
-    if store.read_manifest(folder) is None or folder.resolve() == results.folder.resolve():
+    folder = folders.folder_of(REFERENCE, results.experiment, results.scale)
+    if folders.read_manifest(folder) is None or folder.resolve() == results.folder.resolve():
         return None
     return table.load(folder)
 

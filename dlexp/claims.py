@@ -60,8 +60,8 @@ def judge(
     """Returns the claim with its verdict.
 
     One condition is judged by its interval over seeds. Several are judged one by one: equal verdicts are the
-    verdict, different ones are mixed, each shown; effect and interval are then those of the condition whose mean
-    is closest to `smallest`, the hardest case for the claim.
+    verdict, different ones are mixed, each shown; effect and interval are then those of the condition with the
+    smallest mean, which speaks most against the claim.
 
     Args:
       claim: the statement.
@@ -84,7 +84,7 @@ def judge(
     if not intervals:
         return Claim(claim, source, rule, UNDECIDED, None, None, 0, "not measured in this grid")
     verdicts = {name: verdict_of((each.low, each.high), smallest) for name, each in intervals.items()}
-    hardest = min(intervals, key=lambda name: abs(intervals[name].mean - smallest))
+    hardest = min(intervals, key=lambda name: intervals[name].mean)
     agreed = len(set(verdicts.values())) == 1
     shown = "; ".join(f"{name}: {verdicts[name]} ({_shown(each)})" for name, each in intervals.items())
     return Claim(

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import flags
 from rich.console import Console
 
 from dlexp import api
-from dlexp.results import store
-from dlexp.results.store import ResultsError
+from dlexp.results import folders
+from dlexp.results.files import ResultsError
 from dlexp.types import Experiment
+
+if TYPE_CHECKING:
+    from dlexp.sweep.plan import Plan
 
 INTERRUPTED = 130
 _USAGE = 2
@@ -62,8 +67,8 @@ def _run(experiment: Experiment, values: dict[str, Any], console: Console) -> in
 
     try:
         plans = api.plan(experiment, scale=values["scale"], **_choices(values))
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        if os.environ.get("DLEXP_TRACEBACK"):
+    except (ValueError, TypeError) as error:
+        if not _is_our_own(error):
             raise
         raise _UsageError(_flagged(str(error), values)) from error
     if values["plan"]:
@@ -71,8 +76,8 @@ def _run(experiment: Experiment, values: dict[str, Any], console: Console) -> in
             console.print(part, highlight=False, soft_wrap=isinstance(part, str))
         return 0
     if values["run_id"]:
-        return _train_again(experiment, values, console)
-    folder = store.folder_of(values["out"], experiment.name, values["scale"])
+        return _train_again(plans, values, console)
+    folder = folders.folder_of(values["out"], experiment.name, values["scale"])
     options = {"scale": values["scale"], "folder": folder, "fresh": values["fresh"], "console": console}
     training.train(experiment, plans, **options)
     return _conclude(experiment, folder, console)
@@ -105,7 +110,7 @@ def _conclude(experiment: Experiment, folder: Path, console: Console) -> int:
 
 def _redraw(experiment: Experiment, values: dict[str, Any], console: Console) -> int:
     results = api.find(experiment.name, values["scale"], values["out"])
-    target = store.folder_of(values["out"], experiment.name, values["scale"])
+    target = folders.folder_of(values["out"], experiment.name, values["scale"])
     if results.folder != target:
         _say(console, f"drawn from the reference results in {results.folder}")
     for path in api.publish(experiment, results, folder=target):
@@ -113,11 +118,11 @@ def _redraw(experiment: Experiment, values: dict[str, Any], console: Console) ->
     return 0
 
 
-def _train_again(experiment: Experiment, values: dict[str, Any], console: Console) -> int:
+def _train_again(plans: Mapping[str, Plan], values: dict[str, Any], console: Console) -> int:
     try:
-        metrics = api.train_again(experiment, values["run_id"], scale=values["scale"])
+        metrics = api.train_again(plans, values["run_id"])
     except ValueError as error:
-        raise _UsageError(f"--run_id: {error}") from error
+        raise _UsageError(f"--run_id={values['run_id']}: {error}") from error
     for name, curve in metrics.items():
         _say(console, f"{name}: {' '.join(f'{value:.5g}' for value in curve.reshape(len(curve), -1)[:, 0])}")
     return 0
@@ -157,19 +162,27 @@ def _parse(argv: list[str]) -> dict[str, Any]:
 def _choices(values: dict[str, Any]) -> dict[str, Any]:
     from dlexp.sweep.grids import parse_axis
 
-    try:
-        axes = dict(map(parse_axis, values["axis"]))
-    except ValueError as error:
-        raise _UsageError(f"--axis: {error}") from error
+    axes = {}
+    for text in values["axis"]:
+        try:
+            name, axes_values = parse_axis(text)
+        except ValueError as error:
+            raise _UsageError(f"--axis={text}: {error}") from error
+        axes[name] = axes_values
     return {"seeds": values["seeds"], "num_steps": values["num_steps"], "axes": axes, "only": values["sweep"]}
+
+
+def _is_our_own(error: Exception) -> bool:
+    """Whether this project raised it, to tell the user; another's error keeps its traceback."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return Path(last.filename).is_relative_to(Path(api.__file__).parent)
 
 
 def _flagged(message: str, values: dict[str, Any]) -> str:
     """The message with the flag it speaks of in front, where it speaks of one."""
-    given = [(f"--axis={text}", text.partition("=")) for text in values["axis"]]
-    for flag, (name, _, text) in given:
-        if name in message or any(value in message for value in text.split(",")):
-            return f"{flag}: {message}"
+    for text in values["axis"]:
+        if re.search(rf"\b{re.escape(text.partition('=')[0])}\b", message) or repr(text.partition("=")[2]) in message:
+            return f"--axis={text}: {message}"
     for name in ("num_steps", "seeds", "sweep"):
         if values[name] and message.startswith((name, "sweep ")) and name in message:
             value = ",".join(values[name]) if isinstance(values[name], list) else values[name]

@@ -1,5 +1,6 @@
 """Losses and accuracy of a batch, one value per example: the caller takes the mean."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -10,6 +11,7 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
     At equal logits it is `log(num_classes)`.
     """
+    chex.assert_rank([logits, labels], [2, 1])
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
@@ -26,4 +28,5 @@ def squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
 
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Returns 1 where the largest logit is the label's, else 0, `[batch]`; ties go to the lower class."""
+    chex.assert_rank([logits, labels], [2, 1])
     return (jnp.argmax(logits, axis=-1) == labels).astype(logits.dtype)

@@ -58,7 +58,12 @@ def cosine(decay_steps: int) -> Schedule:
 
     Args:
       decay_steps: the default of the swept `decay_steps`, usually the length of the training.
+
+    Raises:
+      ValueError: where it is not positive.
     """
+    if decay_steps < 1:
+        raise ValueError(f"cosine: decay_steps must be at least 1, got {decay_steps}")
     hyper = {
         "decay_steps": Range(1, math.inf, default=decay_steps, integer=True),
         "final_scale": Range(0.0, 1.0, default=0.0),

@@ -10,12 +10,13 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dlexp import analysis
-from dlexp.results import store
+from dlexp.results import files
 from dlexp.results.table import Table
 
 # Okabe and Ito, "Color Universal Design", 2008: told apart by every kind of colour vision.
@@ -84,17 +85,18 @@ def points_band(
     axes: Axes, table: Table, metric: str, *, over: str, label: str, color: str, failed: float = np.nan
 ) -> None:
     """Draws a metric's last value over an axis: mean over seeds, 95% band, a cross where every seed failed."""
-    means = analysis.points(table, metric, failed=failed, by=[over]).sort_values(over)
-    x = means[over].to_numpy(float)
+    values = analysis.by_seed(table, metric, over, failed=failed)
+    x = values.columns.to_numpy(float)
+    means = pd.DataFrame([analysis.t_interval(column) for _, column in values.items()])
     axes.plot(x, means["mean"], color=color, label=label, marker="o", markersize=3.5)
     axes.fill_between(x, means["low"], means["high"], color=color, alpha=0.2, linewidth=0)
-    lost = (means["num_failed"] == means["num_seeds"]).to_numpy()
+    lost = (table.frame["status"] != "ok").groupby(table.frame[over]).all().to_numpy()
     axes.plot(x[lost], means["mean"].to_numpy()[lost], linestyle="none", marker="x", color=color, markersize=8)
 
 
 def heat_map(axes: Axes, table: Table, metric: str, *, x: str, y: str, failed: float = np.nan, **options: Any) -> Any:
-    """Draws the mean over seeds of a metric's last value over two axes and returns the mesh for a colour bar."""
-    means = analysis.points(table, metric, failed=failed, by=[y, x])
+    """Draws the mean over seeds of a metric's last value over the two axes `x` and `y`; returns it for a colour bar."""
+    means = analysis.points(table, metric, failed=failed)
     grid = means.pivot(index=y, columns=x, values="mean").sort_index(axis=0).sort_index(axis=1)
     mesh = axes.pcolormesh(np.arange(grid.shape[1]), np.arange(grid.shape[0]), grid.to_numpy(), **options)
     for axis, labels in ((axes.xaxis, grid.columns), (axes.yaxis, grid.index)):
@@ -140,6 +142,6 @@ def save(figure: Figure, path: Path) -> list[Path]:
         with style():
             figure.savefig(content, format=ending, metadata=metadata, dpi=140)
         target = path.with_suffix(f".{ending}")
-        store.write_bytes(target, content.getvalue())
+        files.write_bytes(target, content.getvalue())
         written.append(target)
     return written

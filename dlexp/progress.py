@@ -74,10 +74,16 @@ class Display:
         self._bar.update(self._task, completed=float(self._done), text=self._text())
 
     def _text(self) -> str:
-        rate = self._advanced / max(time.monotonic() - self._began, 1e-9)
         diverged = self._diverged + self._diverged_here
-        return f"{self._done} of {self._num_runs} runs, {rate:.1f} runs/s, {diverged} non-finite"
+        steps = int((self._before + self._advanced) * self._unit)
+        counts = f"{self._done} of {self._num_runs} runs, {steps:,} steps"
+        return f"{counts}, {self._rate():.1f} runs/s, {diverged} non-finite"
+
+    def _rate(self) -> float:
+        return self._advanced / max(time.monotonic() - self._began, 1e-9)
 
     def _say(self) -> None:
         self._spoken = time.monotonic()
-        self._console.print(f"{self._sweep}: {self._text()}", highlight=False, soft_wrap=True)
+        left = self._num_runs - self._before - self._advanced
+        wait = f", {left / self._rate():.0f} s left" if left >= 0.5 and self._rate() > 0 else ""
+        self._console.print(f"{self._sweep}: {self._text()}{wait}", highlight=False, soft_wrap=True)

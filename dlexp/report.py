@@ -110,7 +110,9 @@ def agreement(own: Results, reference: Results) -> Iterable[str]:
 
 def _best_table(name: str, table: Table, over: Sequence[str]) -> Grid:
     best = analysis.best(table, over)
-    metric = next(m for m in analysis.CHOOSE_BY if m in table.frame).replace("validation/", "test/")
+    chosen_by = next(metric for metric in analysis.CHOOSE_BY if metric in table.frame)
+    metric = chosen_by.replace("validation/", "test/")
+    metric = metric if metric in table.frame else chosen_by
     rows = _new(f"{name}: best point by validation, {metric} there")
     shown = [column for column in best if column not in ("low", "high", "num_failed", "mean", "num_seeds")]
     for heading in (*shown, "mean", "95% interval", "seeds", "failed"):

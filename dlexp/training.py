@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,8 @@ import numpy as np
 
 from dlexp.interrupt import deferred
 from dlexp.progress import Display
-from dlexp.results import checkpoint, store, table
-from dlexp.results.store import ResultsError
+from dlexp.results import checkpoint, folders, store, table
+from dlexp.results.files import ResultsError
 from dlexp.sweep import engine, machine
 from dlexp.sweep.engine import Advanced, Compiling, Finished, Narrowed, Snapshot
 from dlexp.types import Experiment
@@ -38,20 +39,17 @@ def train(
       ResultsError: where the folder cannot be used or is full, or a run does not fit into memory alone.
       KeyboardInterrupt: after a signal, once everything is saved.
     """
-    if fresh and folder.exists():
-        num_files = len(list(folder.rglob("*.parquet")))
-        _say(console, f"--fresh drops {folder} with {num_files} files of runs")
-    with store.claimed(folder, experiment.name, experiment.version, fresh=fresh) as manifest:
+    dropped = tuple(plans) if fresh else ()
+    for name in dropped:
+        num_files = len(list((folder / name).glob("*.parquet")))
+        _say(console, f"--fresh drops {folder / name} with {num_files} files of runs")
+    with folders.claimed(folder, experiment.name, experiment.version, drop=dropped) as manifest:
         manifest = _declared(experiment, plans, scale, manifest)
-        began = time.monotonic()
         try:
-            store.write_manifest(folder, manifest)
-            with deferred(lambda text: _say(console, text)) as stopping:
-                sweeps = [_Sweep(each, folder / name, console, stopping) for name, each in plans.items()]
-                trained = sum(sweep.train() for sweep in sweeps)
-            if trained:
-                manifest["seconds"] = round(manifest.get("seconds", 0.0) + time.monotonic() - began, 1)
-                store.write_manifest(folder, manifest)
+            folders.write_manifest(folder, manifest)
+            with deferred(lambda text: _say(console, text)) as stopping, _timed(folder, manifest):
+                for name, each in plans.items():
+                    _Sweep(each, folder / name, console, stopping).train()
         except engine.OutOfMemoryError as error:
             raise ResultsError(str(error)) from error
         except OSError as error:
@@ -59,6 +57,17 @@ def train(
                 f"{folder} could not be written ({error.strerror or error}); what was saved until then is whole; make "
                 "room and the same command goes on from there"
             ) from error
+
+
+@contextmanager
+def _timed(folder: Path, manifest: dict[str, Any]) -> Iterator[None]:
+    """Adds the seconds spent to the manifest, however it ends; a start that finds all saved adds next to nothing."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        manifest["seconds"] = round(manifest.get("seconds", 0.0) + time.monotonic() - began, 1)
+        folders.write_manifest(folder, manifest)
 
 
 def _declared(
@@ -91,8 +100,8 @@ class _Sweep:
         self._plan, self._folder, self._console, self._stopping = plan, folder, console, stopping
         self._kept_at = time.monotonic()
 
-    def train(self) -> int:
-        """Trains the missing runs and returns how many there were."""
+    def train(self) -> None:
+        """Trains and saves the missing runs."""
         machine.enable_compile_cache()
         devices = machine.start_devices()
         saved = self._saved()
@@ -100,7 +109,7 @@ class _Sweep:
         num_missing = self._plan.num_runs - num_done
         if not num_missing:
             _say(self._console, f"{self._plan.identity.sweep}: all {num_done} runs are saved")
-            return 0
+            return
         provenance = machine.provenance(devices)
         identity, sweep = self._plan.identity, self._plan.sweep
         with Display(self._console, identity.sweep, self._plan.num_runs, num_done, sweep.num_steps) as display:
@@ -108,11 +117,11 @@ class _Sweep:
                 self._handle(event, display, provenance)
         checkpoint.discard(self._folder)
         store.compact(self._folder)
-        return num_missing
 
     def _saved(self) -> set[str]:
         identity = self._plan.identity
-        saved, moved = store.finished(self._folder, identity.experiment, identity.version, identity.sweep)
+        asked = {identity.num_steps: self._plan.sweep.num_evals}
+        saved, moved = store.finished(self._folder, identity.experiment, identity.version, identity.sweep, asked)
         for path in moved:
             _say(self._console, f"damaged or foreign results moved to {path}; their runs are trained again")
         return saved
@@ -190,6 +199,7 @@ def _about(each: Plan, chunk: Finished, provenance: Mapping[str, Any]) -> dict[s
     group = each.groups[chunk.group]
     return {
         "identity": each.identity._asdict(),
+        "num_evals": each.sweep.num_evals,
         "config": dict(group.family.config),
         "hyper": {name: legal.default for name, legal in group.learner.hyper.items()},
         "metrics": list(chunk.metrics),

@@ -10,7 +10,7 @@ import pkgutil
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -20,17 +20,21 @@ from rich.table import Table as Rows
 
 import experiments
 from dlexp import api, cli
-from dlexp.results import store
+from dlexp.results import folders
 from dlexp.types import Experiment
 
 REPOSITORY = Path(experiments.__file__).parents[1]
 
 
-def all_experiments() -> Iterator[Experiment]:
-    """Yields the `EXPERIMENT` of every module below this folder, by name."""
-    for found in sorted(pkgutil.walk_packages(experiments.__path__, "experiments."), key=lambda found: found.name):
-        if not found.ispkg and not found.name.endswith("__main__"):
-            yield importlib.import_module(found.name).EXPERIMENT
+def module_names() -> list[str]:
+    """Returns the names of all experiment modules below this folder, in order."""
+    found = pkgutil.walk_packages(experiments.__path__, "experiments.")
+    return sorted(each.name for each in found if not each.ispkg and not each.name.endswith("__main__"))
+
+
+def experiment_of(module_name: str) -> Experiment:
+    """Imports a module and returns its `EXPERIMENT`."""
+    return importlib.import_module(module_name).EXPERIMENT
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,6 +50,9 @@ def main(argv: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    if values["help"].value:
+        print(f"{__doc__}\n{values.get_help()}")
+        return 0
     console = Console()
     if values.markdown:
         print(markdown_table())
@@ -59,9 +66,9 @@ def main(argv: Sequence[str]) -> int:
 def markdown_table() -> str:
     """Returns the README's table of experiments, from the modules and their reference results."""
     lines = ["| experiment | question | figure | runs, time on two cores |", "|---|---|---|---|"]
-    for experiment in all_experiments():
-        folder = store.folder_of(api.REFERENCE, experiment.name, "cpu")
-        manifest = store.read_manifest(folder) or {}
+    for experiment in map(experiment_of, module_names()):
+        folder = folders.folder_of(api.REFERENCE, experiment.name, "cpu")
+        manifest = folders.read_manifest(folder) or {}
         figures = sorted((folder / "figures").glob("*.svg"))
         links = ", ".join(f"[{path.stem}]({path.relative_to(REPOSITORY).as_posix()})" for path in figures)
         num_runs = sum(sweep["num_runs"] for sweep in manifest.get("sweeps", {}).values())
@@ -72,6 +79,7 @@ def markdown_table() -> str:
 
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
+    flags.DEFINE_boolean("help", False, "show this text", flag_values=values)
     flags.DEFINE_boolean("all", False, "run every experiment", flag_values=values)
     flags.DEFINE_boolean("redraw", False, "draw every experiment from saved results", flag_values=values)
     flags.DEFINE_boolean("markdown", False, "print the README's table of experiments", flag_values=values)
@@ -85,7 +93,12 @@ def _listing(scale: str, out: str) -> Rows:
     rows = Rows(box=box.SIMPLE)
     for heading in ("experiment", "question", f"saved at scale {scale}"):
         rows.add_column(heading, overflow="fold")
-    for experiment in all_experiments():
+    for name in module_names():
+        try:
+            experiment = experiment_of(name)
+        except Exception as error:  # one broken module hides no other
+            rows.add_row(name, f"cannot be imported: {type(error).__name__}: {error}", "-")
+            continue
         saved = [
             name for name, root in (("own", out), ("reference", api.REFERENCE)) if _is_saved(experiment, scale, root)
         ]
@@ -94,7 +107,7 @@ def _listing(scale: str, out: str) -> Rows:
 
 
 def _is_saved(experiment: Experiment, scale: str, root: str | Path) -> bool:
-    return (store.folder_of(root, experiment.name, scale) / store.MANIFEST).exists()
+    return (folders.folder_of(root, experiment.name, scale) / folders.MANIFEST).exists()
 
 
 def _run_all(arguments: Sequence[str], console: Console) -> int:
@@ -103,18 +116,18 @@ def _run_all(arguments: Sequence[str], console: Console) -> int:
     for heading in ("experiment", "outcome", "seconds"):
         rows.add_column(heading)
     failed = 0
-    for experiment in all_experiments():
-        console.rule(experiment.name)
+    for name in module_names():
+        console.rule(name)
         began = time.monotonic()
         try:
-            status = cli.run(experiment, ["experiments", *arguments], console, Console(stderr=True))
+            status = cli.run(experiment_of(name), ["experiments", *arguments], console, Console(stderr=True))
         except Exception:
             traceback.print_exc()
             status = 1
         if status == cli.INTERRUPTED:
             return status
         failed += status != 0
-        rows.add_row(experiment.name, "done" if status == 0 else "failed", f"{time.monotonic() - began:.1f}")
+        rows.add_row(name, "done" if status == 0 else "failed", f"{time.monotonic() - began:.1f}")
     console.print(rows)
     return 1 if failed else 0
 

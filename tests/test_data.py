@@ -56,6 +56,7 @@ def test_the_three_splits_of_a_bundled_set_share_no_example():
     sizes = [len(split.inputs) for split in data]
     assert sizes == [1078, 359, 360]
     rows = [{row.tobytes() for row in split.inputs} for split in data]
+    assert not rows[0] & rows[1]
     assert not rows[0] & rows[2]
     assert not rows[1] & rows[2]
 

@@ -78,7 +78,10 @@ def test_a_vmapped_sweep_equals_a_plain_loop_in_double_precision(devices):
 
 def test_a_run_is_bit_identical_in_another_slot_and_beside_a_nan_run(devices):
     alone = finished(grid(hyper={"learning_rate": (0.01,)}, seeds=(3,)), devices)
-    crowd = finished(grid(hyper={"learning_rate": (1e30, 0.1, 0.01, 0.001)}, seeds=(5, 4, 3)), devices)
+    crowd = finished(grid(hyper={"learning_rate": (1e30, 0.1, 0.01, 0.001)}, seeds=(5, 3, 4)), devices)
+    place, width = crowd[(0.01, 3)][1], crowd[(0.01, 3)][0].width
+    assert place % width != 0  # another slot, on the device of the runs that are lost
+    assert place // width == crowd[(1e30, 3)][1] // width
     assert crowd[(1e30, 3)][0].status[crowd[(1e30, 3)][1]] == recorder.NONFINITE
     for name, values in alone[(0.01, 3)][0].metrics.items():
         np.testing.assert_array_equal(metric(crowd, (0.01, 3), name), values[0])
@@ -147,6 +150,12 @@ def test_a_run_that_leaves_the_finite_numbers_says_when_and_is_nan_from_there(de
 
 
 def test_a_chunk_whose_runs_are_all_lost_ends_early_with_the_same_rows(devices):
+    plan = planning.make(
+        Identity("tests.any", 1, "main", 4000),
+        Sweep(grid(hyper={"learning_rate": (1e30,)}), small_learner, 4000, 4),
+        devices,
+    )
+    assert sum(event.run_steps for event in engine.train(plan, devices) if isinstance(event, engine.Advanced)) < 400
     alone = finished(grid(hyper={"learning_rate": (1e30,)}), devices, num_steps=40, num_evals=4)
     beside = finished(grid(hyper={"learning_rate": (1e30, 0.1)}), devices, num_steps=40, num_evals=4)
     chunk, row = beside[(1e30, 0)]
@@ -164,18 +173,27 @@ def test_done_runs_are_not_trained_again(devices):
 
 
 def test_measuring_at_initialization_alone_needs_no_update(devices):
-    def make_learner(config, num_steps):
-        return small_learner(config, num_steps)._replace(update=None)
-
-    rows = finished(grid(hyper={"learning_rate": (0.1,)}, seeds=2), devices, make_learner=make_learner, num_steps=0)
+    rows = finished(grid(hyper={"learning_rate": (0.1,)}, seeds=2), devices, num_steps=0)
+    assert "batch/loss" not in rows[(0.1, 0)][0].metrics
     assert metric(rows, (0.1, 0), "test/loss").shape == (1,)
     assert metric(rows, (0.1, 0), "test/loss") != metric(rows, (0.1, 1), "test/loss")
 
 
 def test_seeds_are_common_random_numbers(devices):
-    rows = finished(grid(hyper={"learning_rate": (0.01, 0.1)}, seeds=2), devices)
-    assert metric(rows, (0.01, 0), "test/loss")[0] == metric(rows, (0.1, 0), "test/loss")[0]
-    assert metric(rows, (0.01, 0), "test/loss")[0] != metric(rows, (0.01, 1), "test/loss")[0]
+    def make_learner(config, num_steps):
+        model = models.mlp(width=8, num_layers=2, num_outputs=10, dropout="inverted")
+        data = bundled.load("digits")
+        return learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=16)
+
+    sweep = grid(hyper={"learning_rate": (0.0, 1e-9), "dropout_rate": (0.5,)}, seeds=2)
+    rows = finished(sweep, devices, make_learner=make_learner, num_steps=5, num_evals=5)
+    still, other, seed = ((0.0, 0.5, 0), (1e-9, 0.5, 0), (0.0, 0.5, 1))
+    # Weights that (all but) stand still: the losses of the steps differ by their batches and masks alone.
+    np.testing.assert_allclose(metric(rows, still, "batch/loss"), metric(rows, other, "batch/loss"), rtol=1e-5)
+    assert len(set(metric(rows, still, "batch/loss").tolist())) == 5
+    assert metric(rows, still, "test/loss")[0] == metric(rows, other, "test/loss")[0]
+    assert metric(rows, still, "test/loss")[0] != metric(rows, seed, "test/loss")[0]
+    assert metric(rows, still, "batch/loss")[0] != metric(rows, seed, "batch/loss")[0]
 
 
 def test_segments_of_any_length_give_the_same_numbers(devices, monkeypatch):
@@ -201,3 +219,25 @@ def test_metrics_without_a_slash_are_refused(devices):
 
     with pytest.raises(ValueError, match="names with a slash"):
         finished(grid(hyper={"learning_rate": (0.1,), "curvature": (1.0,)}), devices, make_learner=make_learner)
+
+
+def test_means_over_steps_do_not_overflow(devices):
+    def make_learner(config, num_steps):
+        made = quadratic_learner(config, num_steps)
+        return made._replace(update=lambda key, hyper, data, w: (w, {"batch/large": jnp.float32(1e38) + 0 * w}))
+
+    sweep = grid(hyper={"learning_rate": (0.1,), "curvature": (1.0,)})
+    rows = finished(sweep, devices, make_learner=make_learner)
+    chunk, row = rows[(0.1, 1.0, 0)]
+    assert chunk.status[row] == recorder.OK
+    np.testing.assert_allclose(chunk.metrics["batch/large"][row], 1e38, rtol=1e-6)
+
+
+def test_what_an_update_measures_is_averaged_over_its_interval(devices):
+    rates = {"learning_rate": (0.5,), "curvature": (1.0,)}
+    fine = finished(grid(hyper=rates), devices, make_learner=quadratic_learner, num_steps=12, num_evals=12)
+    coarse = finished(grid(hyper=rates), devices, make_learner=quadratic_learner, num_steps=12, num_evals=3)
+    steps = metric(fine, (0.5, 1.0, 0), "batch/size")
+    np.testing.assert_allclose(steps, 0.5 ** np.arange(12), rtol=1e-6)
+    means = metric(coarse, (0.5, 1.0, 0), "batch/size")
+    np.testing.assert_allclose(means, steps.reshape(3, 4).mean(axis=1), rtol=1e-6)

@@ -15,6 +15,7 @@ from dlexp.models import initializers, layers, perceptron
 from dlexp.sweep import grid
 from dlexp.sweep.grids import Run
 from dlexp.sweep.plan import full_hyper
+from dlexp.types import Range
 from tests.conftest import finished, metric
 
 KEY = jax.random.key(0)
@@ -98,11 +99,11 @@ def test_every_initializer_has_its_variance():
 
 def test_fans_of_stacked_and_convolution_kernels_leave_out_layers_and_count_windows():
     shapes = {
-        "hidden": {"kernel": jax.ShapeDtypeStruct((50, 30, 30), float)},
+        "stacked_layers": {"kernel": jax.ShapeDtypeStruct((50, 30, 30), float)},
         "conv": {"kernel": jax.ShapeDtypeStruct((3, 3, 20, 40), float)},
     }
     drawn = initializers.draw(KEY, shapes, {"init_scale": 1.0, "bias_scale": 0.0}, "he")
-    assert drawn["hidden"]["kernel"].var() == pytest.approx(2 / 30, rel=4 * np.sqrt(2 / 45_000))
+    assert drawn["stacked_layers"]["kernel"].var() == pytest.approx(2 / 30, rel=4 * np.sqrt(2 / 45_000))
     assert drawn["conv"]["kernel"].var() == pytest.approx(2 / 180, rel=4 * np.sqrt(2 / 7_200))
 
 
@@ -139,7 +140,7 @@ def test_constant_initialization_keeps_hidden_units_identical_for_ever():
     assert not np.array_equal(start[0], jax.tree.leaves(state.params)[0])  # it did learn
     # Units that start equal get equal gradients; only the order of a sum could part them, hence 1e-5.
     np.testing.assert_allclose(first, np.broadcast_to(first[:, :1], first.shape), atol=1e-5)
-    second = np.asarray(state.params["hidden"]["Dense_0"]["kernel"][0])
+    second = np.asarray(state.params["stacked_layers"]["Dense_0"]["kernel"][0])
     np.testing.assert_allclose(second, np.full_like(second, second[0, 0]), atol=1e-5)
 
 
@@ -165,7 +166,7 @@ def test_a_thousand_layers_run_forward_and_backward():
     inputs = jnp.ones((2, 4))
     variables = initial(model, inputs)
     gradient = jax.jit(jax.grad(lambda v: jnp.sum(outputs(model, v, inputs))))(variables)
-    assert variables["params"]["hidden"]["Dense_0"]["kernel"].shape == (998, 8, 8)
+    assert variables["params"]["stacked_layers"]["Dense_0"]["kernel"].shape == (998, 8, 8)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
@@ -174,7 +175,7 @@ def test_a_residual_block_of_zeros_is_the_identity():
     deep = models.mlp(width=6, num_layers=9, num_outputs=3, residual=True)
     inputs = jax.random.normal(KEY, (4, 5))
     variables = initial(deep, inputs)
-    variables["params"]["hidden"] = jax.tree.map(jnp.zeros_like, variables["params"]["hidden"])
+    variables["params"]["stacked_layers"] = jax.tree.map(jnp.zeros_like, variables["params"]["stacked_layers"])
     shallow = {"params": {name: variables["params"][name] for name in ("first", "output")}}
     np.testing.assert_array_equal(outputs(deep, variables, inputs), outputs(plain, shallow, inputs))
 
@@ -243,10 +244,17 @@ def test_the_geometric_mean_over_all_dropout_masks_is_weight_scaling_for_softmax
 def test_both_dropout_conventions_are_one_network_up_to_the_next_layers_weights():
     rate = 0.4
     inverted, classic = (
-        models.mlp(width=32, num_layers=2, num_outputs=5, dropout=name) for name in ("inverted", "classic")
+        models.mlp(width=32, num_layers=2, num_outputs=10, dropout=name) for name in ("inverted", "classic")
     )
-    inputs = jax.random.normal(KEY, (16, 10))
-    variables = initial(inverted, inputs, dropout_rate=rate)
+    data = bundled.load("digits")
+    inputs = data.test.inputs[:50]
+    made = learner.supervised(inverted, losses.softmax_cross_entropy, optim.adam(), data, batch_size=32)
+    hyper = full_hyper(made, Run({}, {"learning_rate": 0.01, "dropout_rate": rate}, 0))
+    state, update = made.init(KEY, hyper, made.data), jax.jit(made.update)
+    for step in range(100):
+        state, _ = update(jax.random.fold_in(KEY, step), hyper, made.data, state)
+    variables = {"params": state.params}
+    assert float(made.evaluate(KEY, hyper, made.data, state)["test/accuracy"]) > 0.9
     rescaled = jax.tree.map(lambda leaf: leaf, variables)
     rescaled["params"]["output"]["kernel"] = variables["params"]["output"]["kernel"] / (1 - rate)
     for train in (True, False):
@@ -315,6 +323,30 @@ def test_logistic_regression_reaches_its_accuracy_on_mnist1d(devices):
     # The maximum-likelihood solution: train cross-entropy 1.58325, test accuracy 32.4%.
     assert metric(rows, (0.5, 0), "train/loss")[-1] == pytest.approx(1.58325, abs=1e-3)
     assert metric(rows, (0.5, 0), "test/accuracy")[-1] == pytest.approx(0.324, abs=2e-3)
+
+
+def test_choices_that_do_not_exist_in_a_layer_are_named():
+    with pytest.raises(ValueError, match="normalization must be one of"):
+        layers.normalize(jnp.ones((2, 2)), "bacth", True)
+    with pytest.raises(ValueError, match="convention must be one of"):
+        layers.dropout(jnp.ones(3), jnp.asarray(0.5), KEY, train=True, convention="invrted")
+    with pytest.raises(ValueError, match="lowering must be one of"):
+        layers.convolve(jnp.ones((1, 5, 1)), jnp.ones((3, 1, 1)), lowering="fast")
+
+
+def test_a_block_of_ones_own_may_sweep_what_it_reads(devices):
+    def block(inputs, width, hyper, key, train):
+        return models.dense_block(inputs, width, hyper, key, train) * hyper["gain"]
+
+    def make_learner(config, num_steps):
+        model = models.mlp(width=8, num_layers=3, num_outputs=10, block=block, hyper={"gain": Range(0.0)})
+        data = bundled.load("digits")
+        return learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=16)
+
+    sweep = grid(hyper={"learning_rate": (0.1,), "gain": (0.0, 1.0)})
+    rows = finished(sweep, devices, make_learner=make_learner, num_steps=2)
+    assert metric(rows, (0.1, 0.0, 0), "test/loss")[0] == pytest.approx(np.log(10), rel=1e-6)
+    assert metric(rows, (0.1, 1.0, 0), "test/loss")[0] != pytest.approx(np.log(10), rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlexp.results import ResultsError, load, store, table
+from dlexp.results import ResultsError, files, folders, load, store, table
 from dlexp.sweep import grid
 from dlexp.sweep.grids import Identity, run_id
 
@@ -23,9 +23,16 @@ def save(folder, declared, *, value=lambda run: float(run.seed), num_evals=2, ch
         "experiment": "tests.made",
         "version": 1,
         "scale": "smoke",
-        "sweeps": {"main": {"num_steps": 10, "num_evals": num_evals, "blocks": table.describe(declared)}},
+        "sweeps": {
+            "main": {
+                "num_steps": 10,
+                "num_evals": num_evals,
+                "num_runs": sum(map(declared.num_runs, declared.families())),
+                "blocks": table.describe(declared),
+            }
+        },
     }
-    store.write_manifest(folder, manifest)
+    folders.write_manifest(folder, manifest)
     for family in declared.families():
         runs = [run for run in declared.runs(family) if keep(run)]
         for start in range(0, len(runs), chunk):
@@ -45,6 +52,7 @@ def save(folder, declared, *, value=lambda run: float(run.seed), num_evals=2, ch
             metrics = ["test/loss", "batch/loss", "test/norms"]
             about = {
                 "identity": identity._asdict(),
+                "num_evals": num_evals,
                 "config": dict(family.config),
                 "metrics": metrics,
                 "provenance": PROVENANCE,
@@ -130,6 +138,39 @@ def test_one_run_with_two_values_is_an_error(tmp_path):
     save(tmp_path, DECLARED, value=lambda run: 7.0)
     with pytest.raises(ResultsError, match="twice with different values"):
         load(tmp_path)
+    store.compact(tmp_path / "main")
+    with pytest.raises(ResultsError, match="twice with different values"):
+        load(tmp_path)
+
+
+def test_equal_rows_that_a_kill_left_twice_are_one(tmp_path):
+    save(tmp_path, DECLARED)
+    before = load(tmp_path)["main"].frame
+    save(tmp_path, DECLARED, chunk=4)  # other files, the same rows
+    assert load(tmp_path)["main"].frame.equals(before)
+    store.compact(tmp_path / "main")
+    assert load(tmp_path)["main"].frame.equals(before)
+    assert sum(len(table) for _, table, _ in store.chunks(tmp_path / "main")) == 16
+
+
+def test_trainings_of_two_lengths_are_never_merged(tmp_path):
+    save(tmp_path, DECLARED)
+    longer = store.write_chunk
+    for path, rows, about in list(store.chunks(tmp_path / "main")):
+        ids = [f"longer {name}" for name in rows["run_id"].to_pylist()]
+        columns = {name: store.to_numpy(rows[name]) for name in rows.column_names if name != "run_id"}
+        other = {**about, "identity": {**about["identity"], "num_steps": 20}}
+        longer(path.parent, {"run_id": ids, **columns}, other)
+    store.compact(tmp_path / "main")
+    lengths = [about["identity"]["num_steps"] for _, _, about in store.chunks(tmp_path / "main")]
+    assert sorted(lengths) == [10, 10, 20, 20]
+
+
+def test_runs_evaluated_another_number_of_times_are_refused(tmp_path):
+    save(tmp_path, DECLARED)
+    with pytest.raises(ResultsError, match="2 evaluations, now 5 are asked for"):
+        store.finished(tmp_path / "main", "tests.made", 1, "main", {10: 5})
+    assert len(store.finished(tmp_path / "main", "tests.made", 1, "main", {10: 2, 20: 5})[0]) == 16
 
 
 def test_a_damaged_file_is_named_and_moved_aside_before_training(tmp_path):
@@ -146,15 +187,15 @@ def test_a_damaged_file_is_named_and_moved_aside_before_training(tmp_path):
     assert len(load(tmp_path)["main"]) == len(ids)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99}', '{"format": 1}'])
 def test_a_damaged_manifest_is_named(tmp_path, content):
-    (tmp_path / store.MANIFEST).write_text(content)
+    (tmp_path / folders.MANIFEST).write_text(content)
     with pytest.raises(ResultsError, match=r"manifest\.json"):
         load(tmp_path)
 
 
 def claim(folder, experiment="tests.made", version=1, **options):
-    with store.claimed(folder, experiment, version, **options) as manifest:
+    with folders.claimed(folder, experiment, version, **options) as manifest:
         return manifest
 
 
@@ -162,13 +203,22 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/thesis.tex").write_text("do not lose")
     with pytest.raises(ResultsError, match="files that are no results"):
-        claim(tmp_path / "theirs", fresh=True)
+        claim(tmp_path / "theirs", drop=["main"])
     other = save(tmp_path / "other", DECLARED)
     with pytest.raises(ResultsError, match=r"results of tests\.made"):
-        claim(other, "tests.different", fresh=True)
+        claim(other, "tests.different", drop=["main"])
     with pytest.raises(ResultsError, match="version 1, the experiment is at 2"):
         claim(other, version=2)
-    assert claim(other, version=2, fresh=True) == {}
+    assert claim(other, version=2, drop=["main"]) == {}
+    assert not (other / "main").exists()
+    (tmp_path / "app").mkdir()
+    for content in ('{"name": "my web app"}', "{"):
+        (tmp_path / "app/manifest.json").write_text(content)
+        (tmp_path / "app/thesis.tex").write_text("do not lose")
+        with pytest.raises(ResultsError, match=r"no manifest of results|files that are no results"):
+            claim(tmp_path / "app", drop=["main"])
+        assert (tmp_path / "app/manifest.json").read_text() == content
+        assert (tmp_path / "app/thesis.tex").read_text() == "do not lose"
     (tmp_path / "file").write_text("")
     with pytest.raises(ResultsError, match="is a file"):
         claim(tmp_path / "file" / "deeper")
@@ -190,15 +240,15 @@ def test_a_file_of_another_experiment_is_refused_and_moved_aside_before_training
 
 def test_a_damaged_manifest_is_moved_aside_before_training(tmp_path):
     folder = save(tmp_path / "runs", DECLARED)
-    (folder / store.MANIFEST).write_text("{")
+    (folder / folders.MANIFEST).write_text("{")
     assert claim(folder) == {}
-    assert (folder / store.SET_ASIDE / store.MANIFEST).read_text() == "{"
+    assert (folder / files.SET_ASIDE / folders.MANIFEST).read_text() == "{"
     assert claim(folder) == {}  # and once more, were the process killed before it wrote the new one
     assert len(store.finished(folder / "main", "tests.made", 1, "main")[0]) == 16
 
 
 def test_a_second_process_is_refused_while_the_first_one_lives(tmp_path):
-    with store.claimed(tmp_path / "runs", "tests.made", 1), pytest.raises(ResultsError, match="in use by another"):
+    with folders.claimed(tmp_path / "runs", "tests.made", 1), pytest.raises(ResultsError, match="in use by another"):
         claim(tmp_path / "runs")
     assert claim(tmp_path / "runs") == {}
 
@@ -207,7 +257,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     folder = save(tmp_path / "runs", DECLARED)
     half = folder / "main" / ".abc.parquet.123.tmp"
     half.write_bytes(b"half a file")
-    dropped = tmp_path / ".runs.dropped-123"
+    dropped = tmp_path / "runs" / ".main.dropped-123"
     dropped.mkdir()
     claim(folder)
     assert not half.exists()
@@ -216,14 +266,14 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
 
 def test_writing_leaves_the_old_file_where_the_new_one_cannot_be_finished(tmp_path, monkeypatch):
     path = tmp_path / "manifest.json"
-    store.write_text(path, "old")
+    files.write_text(path, "old")
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        store.write_text(path, "new")
+        files.write_text(path, "new")
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["manifest.json"]
 

@@ -53,6 +53,16 @@ def test_blocks_with_other_axes_are_other_groups():
     assert [family.hyper_names for family in ragged.families()] == [("a",), ("a", "b")]
 
 
+def test_values_from_numpy_are_pythons_own():
+    made = grid(
+        config={"alpha": np.linspace(0, 1, 2), "kind": np.array(["a"])}, hyper={"n": np.arange(2)}, seeds=np.int64(2)
+    )
+    plain = grid(config={"alpha": (0.0, 1.0), "kind": ("a",)}, hyper={"n": (0, 1)}, seeds=2)
+    assert made == plain
+    assert [run_id(IDENTITY, run) for run in all_runs(made)] == [run_id(IDENTITY, run) for run in all_runs(plain)]
+    assert {type(value) for axis in made.axes.values() for value in axis} == {float, str, int}
+
+
 @given(configs, hypers, st.integers(0, 2**32 - 1))
 def test_a_run_id_does_not_depend_on_the_order_of_axes(config, hyper, seed):
     def backwards(axes):

@@ -1,4 +1,4 @@
-"""Data sets as explicit splits of host arrays, standardised by what the training split alone tells."""
+"""Data sets as explicit splits of host arrays."""
 
 from dlexp.data.splits import Dataset, Split, standardise
 

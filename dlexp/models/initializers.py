@@ -16,7 +16,7 @@ from dlexp.types import Hyper, Key, PyTree, Range
 
 NAMES = ("zeros", "constant", "normal", "glorot", "he", "lecun", "orthogonal")
 HYPER = {"init_scale": Range(0.0, default=1.0), "bias_scale": Range(0.0, default=0.0)}
-STACKED = "hidden"  # parameters below this name carry a leading axis [layer]
+STACKED = "stacked_layers"  # parameters below this name carry a leading axis [layer]
 
 
 def standard_deviation(name: str, fan_in: int, fan_out: int) -> float:
@@ -43,16 +43,19 @@ def draw(key: Key, shapes: PyTree, hyper: Hyper, initializer: str) -> PyTree:
     """Returns variables of the given shapes, each leaf by its name.
 
     `kernel` `[*window, in, out]` by the initializer times the swept `init_scale`; `bias` normal with standard
-    deviation `bias_scale`; `scale` and `var` one; `mean` zero. Leaves below `hidden` have a leading axis `[layer]`.
+    deviation `bias_scale`, but zero in a normalization; `scale` and `var` one; `mean` zero. Leaves below
+    `stacked_layers` have a leading axis `[layer]`.
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(shapes)
     normals = jax.random.normal(key, (sum(math.prod(leaf.shape) for _, leaf in leaves),), float)
     values, start = [], 0
+    normalizations = {path[:-1] for path, _ in leaves if path[-1].key == "scale"}
     for path, leaf in leaves:
         names = [entry.key for entry in path]
         piece = normals[start : start + math.prod(leaf.shape)].reshape(leaf.shape)
         start += math.prod(leaf.shape)
-        values.append(_leaf(names[-1], STACKED in names, piece, hyper, initializer))
+        name = "mean" if names[-1] == "bias" and path[:-1] in normalizations else names[-1]
+        values.append(_leaf(name, STACKED in names, piece, hyper, initializer))
     return jax.tree_util.tree_unflatten(treedef, values)
 
 

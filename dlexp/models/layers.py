@@ -41,6 +41,7 @@ def normalize(inputs: jax.Array, normalization: str, train: bool) -> jax.Array:
     Source: Ioffe and Szegedy, "Batch Normalization", 2015, https://arxiv.org/abs/1502.03167; Ba, Kiros and Hinton,
     "Layer Normalization", 2016, https://arxiv.org/abs/1607.06450.
     """
+    check_choice("normalize", "normalization", normalization, NORMALIZATIONS)
     if normalization == "batch":
         return nn.BatchNorm(use_running_average=not train, momentum=0.9)(inputs)
     return nn.LayerNorm()(inputs) if normalization == "layer" else inputs
@@ -53,6 +54,7 @@ def dropout(inputs: jax.Array, rate: jax.Array, key: Key, *, train: bool, conven
     training as it is and multiplies by `1 - rate` at inference. The rate may be traced, below 1.
     Source: Srivastava et al., "Dropout", 2014, section 10, https://jmlr.org/papers/v15/srivastava14a.html.
     """
+    check_choice("dropout", "convention", convention, DROPOUTS)
     if convention == "none":
         return inputs
     if not train:
@@ -78,6 +80,7 @@ def convolve(
     Returns:
       `[batch, *space, out]`, each extent `(space + 2 padding - window) // stride + 1`.
     """
+    check_choice("convolve", "lowering", lowering, LOWERINGS)
     lower = {"patches": _convolve_patches, "native": _convolve_native}[lowering]
     return lower(inputs, kernel, stride, padding)
 

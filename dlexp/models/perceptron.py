@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import flax.linen as nn
@@ -97,6 +97,7 @@ def mlp(
     residual: bool = False,
     initializer: str = "he",
     block: Block | None = None,
+    hyper: Mapping[str, Range] | None = None,
 ) -> Model:
     """Returns a perceptron with `num_layers` layers of weights: `[batch, ...]` to `[batch, num_outputs]`.
 
@@ -115,6 +116,7 @@ def mlp(
       initializer: zeros, constant, normal, glorot, he, lecun or orthogonal.
       block: `(inputs, width, hyper, key, train) -> outputs` in place of `dense_block`; the choices from
         `activation` to `dropout` are then its own affair.
+      hyper: what else may be swept, for a block that reads it.
 
     Raises:
       ValueError: on a choice or a number that is none of these.
@@ -133,5 +135,6 @@ def mlp(
         placement=placement,
         dropout=dropout,
     )
-    hyper = {} if dropout == "none" else {"dropout_rate": DROPOUT_RATE}
-    return from_linen(_MLP(chosen, width, num_layers, num_outputs, residual), hyper, initializer=initializer)
+    swept = {} if dropout == "none" else {"dropout_rate": DROPOUT_RATE}
+    module = _MLP(chosen, width, num_layers, num_outputs, residual)
+    return from_linen(module, {**swept, **(hyper or {})}, initializer=initializer)

@@ -1,6 +1,6 @@
-"""Saved results: `store` writes them, `table` reads them. Neither knows a model or the engine."""
+"""Saved results: `folders`, `store` and `checkpoint` write them, `table` reads them. None knows the engine."""
 
-from dlexp.results.store import ResultsError
+from dlexp.results.files import ResultsError
 from dlexp.results.table import Results, Table, load
 
 __all__ = ["Results", "ResultsError", "Table", "load"]

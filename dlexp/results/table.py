@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dlexp.results import store
-from dlexp.results.store import ResultsError
+from dlexp.results import folders, store
+from dlexp.results.files import ResultsError
 from dlexp.sweep.grids import Block, Grid, Identity, run_id
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Table:
     def labelled(self, metric: str) -> xr.DataArray:
         """Returns one metric labelled by its axes: `[*axes, seed, step, ...]`, NaN where the grid has no run.
 
-        An axis that some blocks of the grid lack has the extra label None there.
+        An axis that some blocks of the grid lack has an extra label there: NaN among numbers, None among others.
 
         Raises:
           ValueError: as `curves`, or where the product of the axes is too large; select first.
@@ -174,7 +174,7 @@ def load(folder: str | os.PathLike) -> Results:
       ResultsError: where there are none, a file is damaged, or one run was saved with two values.
     """
     folder = Path(folder)
-    manifest = store.read_manifest(folder)
+    manifest = folders.read_manifest(folder)
     if manifest is None:
         raise ResultsError(f"{folder} holds no results; train them first")
     tables = {}
@@ -264,7 +264,7 @@ def _select(part: Part, values: Mapping[str, Any]) -> Part:
 
 
 def _close(column: pd.Series, wanted: list[Any]) -> np.ndarray:
-    """Equal to 9 significant digits, as run ids count."""
+    """Equal to about 8 significant digits: a rate that was computed finds the one that was declared."""
     numbers = np.array([np.nan if value is None else value for value in wanted], float)
     return np.isclose(column.to_numpy()[:, None], numbers, rtol=1e-8, atol=0).any(axis=1)
 

@@ -198,7 +198,8 @@ class _Chunk(NamedTuple):
     num_evals: int
 
     def name(self, num_devices: int) -> str:
-        text = f"{self.group.width} {num_devices} {self.num_steps} {' '.join(run_id for run_id, _ in self.runs)}"
+        sizes = (self.group.width, num_devices, self.num_steps, self.num_evals)
+        text = " ".join((*map(str, sizes), *(run_id for run_id, _ in self.runs)))
         return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
 
@@ -228,21 +229,21 @@ def _train_chunk(chunk: _Chunk, placed: _Placed, pace: _Pace, resume: Resume) ->
     saved = resume(name)
     if saved is None:
         start = 0
-        recorder.add(0, programs.evaluate(*arguments, carry), carry.sums)
+        recorder.add(0, programs.evaluate(*arguments, carry), {})
     else:
         start, recorder.nonfinite_at, recorder.rows = saved.step, saved.nonfinite_at, saved.rows
         carry = _restored(carry, saved.carry)
         yield Advanced(name, start * len(chunk.runs), _num_lost(recorder), 0.0, lambda: saved)
     while start < chunk.num_steps and programs.segment is not None and recorder.any_alive:
-        since = start % recorder.interval
-        stop = start + min(pace.steps, recorder.interval - since)
+        origin = start - start % recorder.interval
+        stop = min(start + pace.steps, origin + recorder.interval)
         called = time.perf_counter()
-        carry = programs.segment(*arguments, carry, np.int32(start), np.int32(stop), np.bool_(since == 0))
+        carry = programs.segment(*arguments, carry, np.int32(origin), np.int32(start), np.int32(stop))
         measured = programs.evaluate(*arguments, carry) if stop % recorder.interval == 0 else None
         recorder.note_nonfinite(carry.nonfinite_at)
         pace.note(stop - start, time.perf_counter() - called)
         if measured is not None:
-            recorder.add(stop, measured, carry.sums)
+            recorder.add(stop, measured, carry.means)
         expected = pace.seconds_per_step * chunk.num_steps
         take = _snapshotter(stop, carry, recorder)
         yield Advanced(name, (stop - start) * len(chunk.runs), _num_lost(recorder), expected, take)
@@ -253,7 +254,7 @@ def _train_chunk(chunk: _Chunk, placed: _Placed, pace: _Pace, resume: Resume) ->
         chunk.runs,
         recorder.status(),
         recorder.nonfinite_at,
-        recorder.curves(carry.sums),
+        recorder.curves(carry.means),
         time.perf_counter() - began,
         chunk.group.width,
     )

@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
-RESERVED = ("run_id", "seed", "status", "nonfinite_at", "num_steps", "sweep")
+import numpy as np
+
+RESERVED = frozenset(["run_id", "seed", "status", "nonfinite_at", "num_steps", "sweep"])
+RESERVED |= frozenset(["place", "step", "mean", "low", "high", "num_seeds", "num_failed"])
 
 
 class Block(NamedTuple):
@@ -144,8 +147,8 @@ def grid(
       ValueError: on an axis that is empty, repeats a value or has a reserved name, or a name on both sides.
       TypeError: on a value of another type.
     """
-    config_axes = {name: tuple(values) for name, values in (config or {}).items()}
-    hyper_axes = {name: tuple(values) for name, values in (hyper or {}).items()}
+    config_axes = {name: tuple(map(_plain, values)) for name, values in (config or {}).items()}
+    hyper_axes = {name: tuple(map(_plain, values)) for name, values in (hyper or {}).items()}
     both = config_axes.keys() & hyper_axes.keys()
     if both:
         raise ValueError(f"grid: {sorted(both)} stand in config and in hyper; an axis is static or swept, not both")
@@ -252,6 +255,11 @@ def run_id(identity: Identity, run: Run) -> str:
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
 
+def _plain(value: Any) -> Any:
+    """Python's own number or string for one of NumPy's: ids and manifests know no others."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _number(value: float) -> str:
     return format(float(value) + 0.0, ".9g")  # + 0.0: minus zero is zero
 
@@ -265,7 +273,8 @@ def _config_key(config: Mapping[str, Any]) -> tuple:
 
 
 def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    seeds = _plain(seeds)
+    chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(map(_plain, seeds))
     if not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(f"grid: seeds must be a count of at least 1 or different integers, got {seeds}")
     if not all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in chosen):

@@ -62,8 +62,7 @@ def _with_axis_everywhere(sweeps: dict[str, Sweep], name: str, values: Sequence[
     changed = dict(sweeps)
     for each in holders:
         grid = sweeps[each].grid
-        parsed = grids.parse_values(values, grid.axes[name]) if isinstance(values, str) else values
-        if isinstance(values, str) and name in grid.hyper_names:
-            parsed = grids.parse_values(values, (0.0,))
+        like = (0.0,) if name in grid.hyper_names else grid.axes[name]
+        parsed = grids.parse_values(values, like) if isinstance(values, str) else values
         changed[each] = _with_axis(sweeps[each], name, parsed)
     return changed

@@ -95,6 +95,8 @@ def hyper_dtype(learner: Learner, name: str) -> Any:
 def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.Device]) -> Group:
     learner = sweep.make_learner(family.config, sweep.num_steps)
     _check(identity, sweep, family, learner)
+    if not sweep.num_steps:
+        learner = learner._replace(update=None)  # measured at initialization alone
     if learner.update is None and sweep.num_steps:
         raise ValueError(f"sweep {identity.sweep}: the learner has no update, so num_steps must be 0")
     key = jax.eval_shape(lambda: jax.random.key(0))

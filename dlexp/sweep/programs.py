@@ -27,12 +27,12 @@ class Carry(NamedTuple):
     Attributes:
       state: the learner's.
       nonfinite_at: first step with a non-finite metric, -1 as long as there is none.
-      sums: the update's metrics, summed since the last evaluation.
+      means: of the update's metrics over the steps since the last evaluation.
     """
 
     state: PyTree
     nonfinite_at: jax.Array
-    sums: PyTree
+    means: PyTree
 
 
 class Programs(NamedTuple):
@@ -79,9 +79,8 @@ def lower(group: Group, mesh: jax.sharding.Mesh) -> list[Any]:
     def evaluate(seeds: jax.Array, hyper: Any, data: Any, carry: Carry) -> dict[str, jax.Array]:
         return spread(_evaluate(learner), "rrdr", jax.vmap)(seeds, hyper, data, carry)
 
-    def segment(seeds: jax.Array, hyper: Any, data: Any, carry: Carry, start: Any, stop: Any, fresh: Any) -> Carry:
-        function = spread(_segment(learner), "rrdrsss", jax.vmap)
-        return function(seeds, hyper, data, carry, start, stop, fresh)
+    def segment(seeds: jax.Array, hyper: Any, data: Any, carry: Carry, *steps: jax.Array) -> Carry:
+        return spread(_segment(learner), "rrdrsss", jax.vmap)(seeds, hyper, data, carry, *steps)
 
     carry = jax.tree.map(placed(runs), jax.eval_shape(initialize, seeds, hyper, data))
     lowered = [
@@ -89,9 +88,8 @@ def lower(group: Group, mesh: jax.sharding.Mesh) -> list[Any]:
         jax.jit(evaluate).lower(seeds, hyper, data, carry),
     ]
     if learner.update is not None:
-        fresh = jax.ShapeDtypeStruct((), np.bool_, sharding=everywhere)
         jitted = jax.jit(segment, donate_argnums=3)
-        lowered.append(jitted.lower(seeds, hyper, data, carry, step, step, fresh))
+        lowered.append(jitted.lower(seeds, hyper, data, carry, step, step, step))
     return lowered
 
 
@@ -118,28 +116,22 @@ def _initialize(learner: Learner) -> Callable[..., Carry]:
     def initialize(seed: jax.Array, hyper: Any, data: Any) -> Carry:
         key = _key(seed, _INIT)
         state = learner.init(key, hyper, data)
-        sums: Any = {}
+        means: Any = {}
         if learner.update is not None:
             _, metrics = jax.eval_shape(learner.update, key, hyper, data, state)
-            sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), dict(metrics))
-        return Carry(state, jnp.full((), -1, jnp.int32), sums)
+            means = jax.tree.map(_zero_mean, dict(metrics))
+        return Carry(state, jnp.full((), -1, jnp.int32), means)
 
     return initialize
 
 
 def _segment(learner: Learner) -> Callable[..., Carry]:
-    """Steps `start` to `stop`, both arguments: one program serves every length."""
+    """Steps `start` to `stop` of the interval from `origin`; as arguments, so that one program fits any length."""
     assert learner.update is not None
     update = learner.update
 
     def segment(
-        seed: jax.Array,
-        hyper: Any,
-        data: Any,
-        carry: Carry,
-        start: jax.Array,
-        stop: jax.Array,
-        fresh: jax.Array,
+        seed: jax.Array, hyper: Any, data: Any, carry: Carry, origin: jax.Array, start: jax.Array, stop: jax.Array
     ) -> Carry:
         key = _key(seed, _UPDATE)
 
@@ -147,22 +139,31 @@ def _segment(learner: Learner) -> Callable[..., Carry]:
             state, metrics = update(jax.random.fold_in(key, index), hyper, data, carry.state)
             first_time = (carry.nonfinite_at < 0) & ~_all_finite(metrics)
             nonfinite_at = jnp.where(first_time, index + 1, carry.nonfinite_at)
-            return Carry(state, nonfinite_at, jax.tree.map(jnp.add, carry.sums, dict(metrics)))
+            means = jax.tree.map(_running_mean(index - origin), carry.means, dict(metrics))
+            return Carry(state, nonfinite_at, means)
 
-        sums = jax.tree.map(lambda leaf: jnp.where(fresh, jnp.zeros_like(leaf), leaf), carry.sums)
-        return jax.lax.fori_loop(start, stop, step, carry._replace(sums=sums))
+        return jax.lax.fori_loop(start, stop, step, carry)
 
     return segment
+
+
+def _zero_mean(metric: jax.ShapeDtypeStruct) -> jax.Array:
+    return jnp.zeros(metric.shape, jnp.result_type(metric.dtype, jnp.float32))
+
+
+def _running_mean(count: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Puts the next of numbers into the mean of `count` before it; a mean, unlike a sum, does not overflow."""
+    return lambda mean, value: jnp.where(count == 0, value, mean + (value - mean) / (count + 1)).astype(mean.dtype)
 
 
 def _evaluate(learner: Learner) -> Callable[..., dict[str, jax.Array]]:
     def evaluate(seed: jax.Array, hyper: Any, data: Any, carry: Carry) -> dict[str, jax.Array]:
         metrics = dict(learner.evaluate(_key(seed, _EVALUATE), hyper, data, carry.state))
-        wrong = [name for name in (*metrics, *carry.sums) if "/" not in name]
-        if wrong or metrics.keys() & carry.sums.keys():
+        wrong = [name for name in (*metrics, *carry.means) if "/" not in name]
+        if wrong or metrics.keys() & carry.means.keys():
             raise ValueError(
                 "a learner's metrics need names with a slash (test/accuracy), different in update and evaluate; "
-                f"got {sorted(carry.sums)} and {sorted(metrics)}"
+                f"got {sorted(carry.means)} and {sorted(metrics)}"
             )
         return metrics
 

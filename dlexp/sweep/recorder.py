@@ -37,9 +37,8 @@ class Recorder:
         seen = np.asarray(nonfinite_at)[: self._num_runs]
         self.nonfinite_at = np.where(self.nonfinite_at < 0, seen, self.nonfinite_at)
 
-    def add(self, step: int, metrics: Mapping[str, Any], sums: Mapping[str, Any]) -> None:
-        """Records an evaluation: `metrics` as they are, `sums` over the steps since the last one as means."""
-        means = {name: np.asarray(total) / max(self.interval, 1) for name, total in sums.items()} if step else {}
+    def add(self, step: int, metrics: Mapping[str, Any], means: Mapping[str, Any]) -> None:
+        """Records an evaluation and the means of the update's metrics over the steps since the last one."""
         finite = np.ones(self._num_runs, bool)
         for name, values in {**metrics, **means}.items():
             values = np.asarray(values)[: self._num_runs]
@@ -54,20 +53,20 @@ class Recorder:
         """Returns ok or nonfinite for every run."""
         return tuple(OK if at < 0 else NONFINITE for at in self.nonfinite_at)
 
-    def curves(self, sums: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def curves(self, means: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Returns each metric `[run, evaluation, ...]`, NaN from a run's first non-finite step on.
 
-        Means over steps (the names in `sums`) begin with the first evaluation after step 0.
+        Means over steps begin with the first evaluation after step 0.
         """
         lost = (self.nonfinite_at[:, None] >= 0) & (self._steps >= self.nonfinite_at[:, None])
         curves = {}
-        for name in sorted({**self.rows, **sums}):
-            curve = self.rows[name] if name in self.rows else self._never_measured(sums[name])
+        for name in sorted({**self.rows, **means}):
+            curve = self.rows[name] if name in self.rows else self._never_measured(means[name])
             curve = np.moveaxis(curve, 0, 1).copy()
             curve[lost] = np.nan
-            curves[name] = curve[:, 1:] if name in sums else curve
+            curves[name] = curve[:, 1:] if name in means else curve
         return curves
 
-    def _never_measured(self, total: Any) -> np.ndarray:
+    def _never_measured(self, mean: Any) -> np.ndarray:
         """A chunk that was lost before its first evaluation still has the columns of the others."""
-        return np.full((len(self._steps), self._num_runs, *total.shape[1:]), np.nan, np.float32)
+        return np.full((len(self._steps), self._num_runs, *mean.shape[1:]), np.nan, np.float32)

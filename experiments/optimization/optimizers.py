@@ -61,7 +61,8 @@ def sweeps(scale: str) -> dict[str, Sweep]:
             "mnist1d": Sweep(two, mnist1d_learner, num_steps=40, num_evals=2),
             "digits": Sweep(one, digits_learner, num_steps=40, num_evals=2),
         }
-    num_rates, seeds = {"cpu": (16, 8), "gpu": (46, 64)}[scale]
+    # The rules of the claims were tried on seeds 0 to 7; they are judged on fresh ones.
+    num_rates, seeds = {"cpu": (16, tuple(range(8, 16))), "gpu": (46, tuple(range(8, 72)))}[scale]
     rates = {"learning_rate": geomspace(1e-4, 10.0, num_rates)}
     every = grid(config={"optimizer": OPTIMIZERS}, hyper=rates, seeds=seeds)
     return {
@@ -77,19 +78,29 @@ def figures(results: Results) -> dict[str, Figure]:
 
 def claims(results: Results) -> list[Claim]:
     """What the lesson and the theory say, judged on each data set."""
+    lesson = 'text 002, "Deep Learning Intro", Training Dynamics'
     return [
         judge(
-            "The best learning rates lie between 0.001 and 0.1, whatever the optimizer.",
-            source='text 002, "Deep Learning Intro", Training Dynamics',
+            "Good learning rates lie between 0.001 and 0.1.",
+            source=lesson,
             rule="test accuracy at the best rate inside 0.001 to 0.1 minus at the best rate outside, rates chosen on "
-            "validation, paired by seed; more than 0",
+            "validation, paired by seed; at least one point (0.01)",
             effects=_effects(results, OPTIMIZERS, _inside_minus_outside),
+            smallest=0.01,
+        ),
+        judge(
+            "Most rates between 0.001 and 0.1 are good ones.",
+            source=lesson,
+            rule="share of the grid's rates inside 0.001 to 0.1 with a validation accuracy within two points of the "
+            "best mean over seeds; more than half",
+            effects=_effects(results, OPTIMIZERS, lambda t, o: _good_rates(t, o, LESSON_RATES).mean(axis=1)),
+            smallest=0.5,
         ),
         judge(
             "Too high a rate overshoots, too low a rate is very slow.",
-            source='text 002, "Deep Learning Intro", Training Dynamics',
-            rule="final training loss at the lowest and at the highest rate of 0.0001 to 10, the better of the two, "
-            "minus at the best rate; a diverged run counts as log 10; at least 0.1 nats",
+            source=lesson,
+            rule="final training loss at the grid's lowest and highest rate, the better of the two, minus at the best "
+            "rate; losses above log 10, a constant guess, and diverged runs count as log 10; at least 0.1 nats",
             effects=_effects(results, OPTIMIZERS, _ends_minus_best),
             smallest=0.1,
         ),
@@ -98,41 +109,36 @@ def claims(results: Results) -> list[Claim]:
             source='text 004, "ML Deep Learning Introduction", Why Deep Learning Became Practical',
             rule="test accuracy minus momentum's, each at its own best rate by validation, paired by seed; at least "
             "one point (0.01)",
-            effects=_effects(results, ("rmsprop", "adam"), lambda t, o: _at_best(t, o) - _at_best(t, "momentum")),
+            effects=_effects(results, ("rmsprop", "adam"), _at_best_minus_momentum, against="momentum"),
             smallest=0.01,
         ),
         judge(
-            "Adam and RMSprop need less tuning than gradient descent.",
-            source="Kingma and Ba, Adam, 2015, https://arxiv.org/abs/1412.6980 (abstract: little tuning)",
-            rule="width in decades of the band of rates within two points of the best test accuracy, minus SGD's, "
-            "seed by seed; at least 0.25 decades",
-            effects=_effects(results, ("rmsprop", "adam"), lambda t, o: _band_decades(t, o) - _band_decades(t, "sgd")),
-            smallest=0.25,
+            "Adam needs little tuning of its rate: ten times too much or too little does no harm.",
+            source="Kingma and Ba, Adam, 2015, https://arxiv.org/abs/1412.6980, abstract; the number is ours",
+            rule="decades of rates with a validation accuracy within two points of the best mean over seeds; more "
+            "than 2",
+            effects=_effects(results, ("adam",), lambda t, o: _good_rates(t, o).sum(axis=1) * _decades_a_rate(t)),
+            smallest=2.0,
         ),
         judge(
-            "Momentum 0.9 acts as gradient descent at ten times the rate.",
+            "Up to SGD's best rate, momentum 0.9 acts as gradient descent at ten times the rate.",
             source="Goh, Why Momentum Really Works, 2017, https://distill.pub/2017/momentum",
-            rule="0.05 minus the mean gap in test accuracy between momentum and SGD at ten times its rate, over the "
-            "rates up to SGD's best and over those above; more than 0",
-            effects={
-                f"{side} SGD's best rate, {name}": 0.05 - _gap_to_shifted_sgd(table, above=side == "above")
-                for name, table in results.items()
-                if {"sgd", "momentum"} <= set(_optimizers(table))
-                for side in ("up to", "above")
-            },
+            rule="0.05 minus the gap in test accuracy between momentum and SGD at ten times its rate, at the rate "
+            "where the mean gap is widest; more than 0",
+            effects=_effects(results, ("momentum",), lambda t, _: 0.05 - _widest_gap(t), against="sgd"),
         ),
     ]
 
 
 def _effects(
-    results: Results, optimizers: Sequence[str], effect: Callable[[Table, str], np.ndarray]
+    results: Results, optimizers: Sequence[str], effect: Callable[[Table, str], np.ndarray], against: str | None = None
 ) -> dict[str, np.ndarray]:
     """One value a seed for every optimizer and data set that is there."""
     return {
         f"{optimizer}, {name}": effect(table, optimizer)
         for name, table in results.items()
         for optimizer in optimizers
-        if {optimizer, "sgd", "momentum"} <= set(_optimizers(table))
+        if {optimizer, against or optimizer} <= set(_optimizers(table))
     }
 
 
@@ -147,7 +153,7 @@ def _by_rate(table: Table, optimizer: str, metric: str) -> pd.DataFrame:
 
 
 def _best_rate(table: Table, optimizer: str) -> float:
-    return _by_rate(table, optimizer, "validation/accuracy").mean().idxmax()
+    return float(analysis.best(table.select(optimizer=optimizer), "learning_rate")["learning_rate"].iloc[0])
 
 
 def _at_best(table: Table, optimizer: str) -> np.ndarray:
@@ -158,11 +164,30 @@ def _inside_minus_outside(table: Table, optimizer: str) -> np.ndarray:
     """Empty where the grid has no rate on one of the sides."""
     accuracy = _by_rate(table, optimizer, "test/accuracy")
     mean = _by_rate(table, optimizer, "validation/accuracy").mean()
-    low, high = LESSON_RATES
-    inside = (mean.index > 0.999 * low) & (mean.index < 1.001 * high)
+    inside = _between(mean.index, LESSON_RATES)
     if inside.all() or not inside.any():
         return np.array([])
     return (accuracy[mean[inside].idxmax()] - accuracy[mean[~inside].idxmax()]).to_numpy()
+
+
+def _at_best_minus_momentum(table: Table, optimizer: str) -> np.ndarray:
+    return _at_best(table, optimizer) - _at_best(table, "momentum")
+
+
+def _between(rates: pd.Index, ends: tuple[float, float]) -> np.ndarray:
+    return np.asarray((rates > 0.999 * ends[0]) & (rates < 1.001 * ends[1]))
+
+
+def _good_rates(table: Table, optimizer: str, ends: tuple[float, float] = (0.0, np.inf)) -> np.ndarray:
+    """Which rates are within `BAND` of the best mean, `[seed, rate]`, among those between the ends."""
+    accuracy = _by_rate(table, optimizer, "validation/accuracy")
+    good = accuracy >= accuracy.mean().max() - BAND
+    return good.to_numpy()[:, _between(accuracy.columns, ends)]
+
+
+def _decades_a_rate(table: Table) -> float:
+    rates = np.unique(table.frame["learning_rate"])
+    return float(np.log10(rates[-1] / rates[0]) / max(len(rates) - 1, 1))
 
 
 def _ends_minus_best(table: Table, optimizer: str) -> np.ndarray:
@@ -171,19 +196,14 @@ def _ends_minus_best(table: Table, optimizer: str) -> np.ndarray:
     return (ends - loss[_best_rate(table, optimizer)]).to_numpy()
 
 
-def _band_decades(table: Table, optimizer: str) -> np.ndarray:
-    """Width of the good band of each seed alone."""
-    accuracy = _by_rate(table, optimizer, "test/accuracy")
-    return np.array([analysis.good_band(row, BAND).decades for _, row in accuracy.iterrows()])
-
-
-def _gap_to_shifted_sgd(table: Table, above: bool) -> np.ndarray:
-    """Mean distance between momentum's accuracy and SGD's at ten times the rate, a value a seed."""
+def _widest_gap(table: Table) -> np.ndarray:
+    """Distance of momentum's accuracy from SGD's at ten times the rate, a value a seed, where its mean is widest."""
     sgd, momentum = (_by_rate(table, name, "test/accuracy") for name in ("sgd", "momentum"))
     factor, best = theory.momentum_step_multiplier(np.inf), _best_rate(table, "sgd")
     pairs = [(rate, other) for rate in momentum for other in sgd if np.isclose(other, factor * rate, rtol=1e-6)]
-    gaps = [(momentum[rate] - sgd[other]).abs() for rate, other in pairs if (other > best) == above]
-    return np.mean(gaps, axis=0) if gaps else np.array([])
+    gaps = [momentum[rate] - sgd[other] for rate, other in pairs if other <= best]
+    widest = max(gaps, key=lambda gap: abs(gap.mean()), default=pd.Series(dtype=float))
+    return (widest * np.sign(widest.mean())).to_numpy()
 
 
 def _accuracy_by_rate(results: Results) -> Figure:
@@ -214,7 +234,7 @@ def _draw_curves(axes: Axes, table: Table) -> None:
 
 def _draw_bands(axes: Axes, table: Table) -> None:
     for place, optimizer in enumerate(_optimizers(table)):
-        band = analysis.good_band(_by_rate(table, optimizer, "test/accuracy").mean(), BAND)
+        band = analysis.good_band(_by_rate(table, optimizer, "validation/accuracy").mean(), BAND)
         color = _color(optimizer)
         axes.plot([band.low, band.high], [-place, -place], color=color, linewidth=5, solid_capstyle="butt")
         axes.plot(_best_rate(table, optimizer), -place, marker="o", color="white", markeredgecolor=color)
