@@ -66,6 +66,10 @@ class Display:
         if not self._live and time.monotonic() - self._spoken > _PLAIN_SECONDS:
             self._say()
 
+    def started_over(self) -> None:
+        """The chunk under way begins anew: its steps so far do not count."""
+        self._advanced, self._diverged_here = float(self._done - self._before), 0
+
     def finished(self, num_runs: int, num_nonfinite: int) -> None:
         """A chunk of runs is saved."""
         self._done += num_runs

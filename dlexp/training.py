@@ -131,6 +131,7 @@ class _Sweep:
             case Compiling(group):
                 display.compiling(_config_text(self._plan.groups[group].family.config))
             case Narrowed(group, width):
+                display.started_over()
                 config = _config_text(self._plan.groups[group].family.config)
                 _say(self._console, f"{config}: out of memory; going on with {width} runs at once on each device")
             case Advanced():

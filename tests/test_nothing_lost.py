@@ -19,8 +19,8 @@ import pytest
 from rich.console import Console
 
 from dlexp import api, cli, training
-from dlexp.results import ResultsError, checkpoint, files, folders, load, store
-from dlexp.sweep import engine, grid, machine, programs
+from dlexp.results import checkpoint, files, folders, load, store
+from dlexp.sweep import engine, grid, programs
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Identity
 from dlexp.types import Experiment, Learner, Sweep
@@ -38,13 +38,13 @@ from dlexp.sweep import grid, machine
 from dlexp.types import Experiment, Sweep
 
 out, kind, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
-width = {"memory": 256}.get(kind, 8)
-num_steps = {"store": 20, "random": 400, "memory": 4}[kind]
-seeds = {"store": 20, "random": 200, "memory": 16}[kind]
+width, num_layers = {"memory": (1024, 8)}.get(kind, (8, 2))
+num_steps = {"store": 20, "random": 400, "memory": 2}[kind]
+seeds = {"store": 20, "random": 200, "memory": 8}[kind]
 
 
 def make_learner(config, num_steps):
-    model = models.mlp(width=width, num_layers=2, num_outputs=10)
+    model = models.mlp(width=width, num_layers=num_layers, num_outputs=10)
     return learner.supervised(model, losses.softmax_cross_entropy, optim.adam(), bundled.load(), batch_size=16)
 
 
@@ -482,14 +482,10 @@ def test_memory_stays_flat_and_progress_adds_up_in_long_and_large_sweeps(num_run
 
 
 @pytest.mark.slow
-def test_a_real_memory_limit_ends_in_a_sentence_or_in_results(child, tmp_path):
-    limited = f"ulimit -v 2500000; exec {' '.join(child(tmp_path / 'runs', 'memory'))}"
+def test_a_real_memory_limit_narrows_the_calls_until_they_fit(child, tmp_path):
+    """16 runs of 70 MB each, and 3 GB of address space for everything."""
+    limited = f"ulimit -v 3000000; exec {' '.join(child(tmp_path / 'runs', 'memory'))}"
     done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True)
-    print(done.stdout, done.stderr)
-    assert done.returncode in (0, 1)
-    assert "Traceback" not in done.stderr
-
-
-def test_results_errors_are_what_a_user_can_act_on():
-    assert issubclass(ResultsError, Exception)
-    assert machine.num_cores() >= 1
+    assert done.returncode == 0, done.stderr
+    assert "out of memory; going on with" in done.stdout
+    assert len(table_of(tmp_path / "runs")) == 16
