@@ -92,7 +92,12 @@ def points(table: Table, metric: str, *, failed: float = np.nan) -> pd.DataFrame
       table: the runs.
       metric: its last value counts.
       failed: what a run without a finite value counts as, such as chance accuracy; NaN makes the point's mean NaN.
+
+    Raises:
+      ValueError: where the sweep has no such metric.
     """
+    if metric not in table.frame:
+        raise ValueError(f"points: sweep {table.name} has no metric {metric!r}; it has {', '.join(table.metrics)}")
     axes = [name for name in table.axes if name in table.frame]
     groups = table.frame.groupby(axes, sort=False, dropna=False) if axes else [((), table.frame)]
     rows = []

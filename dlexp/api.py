@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,12 +93,23 @@ def plan(
     if scale not in SCALES:
         raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
     declared = experiment.sweeps(scale)
+    _check_names(experiment.name, declared)
+    only = (only,) if isinstance(only, str) else only
     sweeps = overrides.apply(declared, seeds=seeds, num_steps=num_steps, axes=axes, only=only)
     devices = machine.start_devices()
     return {
         name: planning.make(Identity(experiment.name, experiment.version, name, sweep.num_steps), sweep, devices)
         for name, sweep in sweeps.items()
     }
+
+
+def _check_names(experiment: str, sweeps: Iterable[str]) -> None:
+    """They become names of folders."""
+    for name in (*experiment.split("."), *sweeps):
+        if not re.fullmatch(r"\w[\w-]*", name) or name in ("figures", "damaged"):
+            raise ValueError(
+                f"{name!r} cannot be a part of an experiment's name or a sweep's; use letters, digits, _ and -"
+            )
 
 
 def publish(experiment: Experiment, results: Results, folder: Path | None = None) -> list[Path]:
@@ -119,6 +131,8 @@ def publish(experiment: Experiment, results: Results, folder: Path | None = None
         _check_complete(results)
         with plots.style():
             figures = experiment.figures(results)
+        if not isinstance(figures, Mapping):
+            raise TypeError(f"an experiment's figures must return {{name: Figure}}, got {type(figures).__name__}")
         claims = experiment.claims(results)
     except Exception as error:
         if folder == results.folder:
@@ -166,23 +180,38 @@ def train_again(plans: Mapping[str, Plan], run_id: str) -> dict[str, np.ndarray]
     from dlexp.sweep import engine, machine
 
     machine.enable_compile_cache()
+    chosen = plan_with(plans, run_id)
+    events = engine.train(chosen, machine.start_devices(), done=_Others(run_id))
+    finished = next(event for event in events if isinstance(event, engine.Finished))
+    return {name: values[0] for name, values in finished.metrics.items()}
+
+
+def plan_with(plans: Mapping[str, Plan], run_id: str) -> Plan:
+    """Returns the plan that has a run of this id.
+
+    Raises:
+      ValueError: where there is none.
+    """
     for each in plans.values():
         if any(name == run_id for group in each.groups for name, _ in each.runs(group)):
-            events = engine.train(each, machine.start_devices(), done=_Others(run_id))
-            finished = next(event for event in events if isinstance(event, engine.Finished))
-            return {name: values[0] for name, values in finished.metrics.items()}
+            return each
     raise ValueError(f"there is no run {run_id!r} in this grid; run ids stand in the results' frame")
 
 
-def find(experiment: str, scale: str, out: str | os.PathLike = "runs") -> Results:
+def find(experiment: str, version: int, scale: str, out: str | os.PathLike = "runs") -> Results:
     """Returns an experiment's own results where `out` has them, else the reference.
 
     Raises:
-      ResultsError: where neither is there.
+      ResultsError: where neither is there, or they are of another version.
     """
     for root in (out, REFERENCE):
         folder = folders.folder_of(root, experiment, scale)
-        if folders.read_manifest(folder) is not None and (results := table.load(folder)):
+        manifest = folders.read_manifest(folder)
+        if manifest is not None and manifest["version"] != version:
+            raise ResultsError(
+                f"{folder} is of version {manifest['version']}, the experiment is at {version}; train again"
+            )
+        if manifest is not None and (results := table.load(folder)):
             return results
     raise ResultsError(f"{experiment} has no results at scale {scale}, neither in {out} nor as a reference")
 

@@ -30,7 +30,7 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> NoReturn:
     """Runs an experiment as its flags say and exits: 0 done, 1 the results cannot be used, 2 bad flags, 130 stopped."""
     argv = list(sys.argv if argv is None else argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(run(experiment, argv, Console(), Console(stderr=True)))
+    sys.exit(run(experiment, argv, Console(emoji=False), Console(emoji=False, stderr=True)))
 
 
 def run(experiment: Experiment, argv: Sequence[str], console: Console, errors: Console) -> int:
@@ -75,7 +75,7 @@ def _run(experiment: Experiment, values: dict[str, Any], console: Console) -> in
         for part in report.plan_tables(plans):
             console.print(part, highlight=False, soft_wrap=isinstance(part, str))
         return 0
-    if values["run_id"]:
+    if values["run_id"] is not None:
         return _train_again(plans, values, console)
     folder = folders.folder_of(values["out"], experiment.name, values["scale"])
     options = {"scale": values["scale"], "folder": folder, "fresh": values["fresh"], "console": console}
@@ -97,6 +97,9 @@ def _conclude(experiment: Experiment, folder: Path, console: Console) -> int:
     except ResultsError as error:
         _say(console, str(error))
         return 0
+    except Exception:
+        _say(console, f"the runs are saved in {folder}; once figures and claims are mended, --redraw is enough")
+        raise
     claims = from_json((results.folder / "claims.json").read_text())
     if claims:
         console.print(report.claim_table(claims))
@@ -109,7 +112,7 @@ def _conclude(experiment: Experiment, folder: Path, console: Console) -> int:
 
 
 def _redraw(experiment: Experiment, values: dict[str, Any], console: Console) -> int:
-    results = api.find(experiment.name, values["scale"], values["out"])
+    results = api.find(experiment.name, experiment.version, values["scale"], values["out"])
     target = folders.folder_of(values["out"], experiment.name, values["scale"])
     if results.folder != target:
         _say(console, f"drawn from the reference results in {results.folder}")
@@ -124,7 +127,9 @@ def _train_again(plans: Mapping[str, Plan], values: dict[str, Any], console: Con
     except ValueError as error:
         raise _UsageError(f"--run_id={values['run_id']}: {error}") from error
     for name, curve in metrics.items():
-        _say(console, f"{name}: {' '.join(f'{value:.5g}' for value in curve.reshape(len(curve), -1)[:, 0])}")
+        steps = api.plan_with(plans, values["run_id"]).evaluation_steps()[-len(curve) :]
+        pairs = zip(steps, curve.reshape(len(curve), -1)[:, 0], strict=True)
+        _say(console, f"{name}: {', '.join(f'{step}: {value:.5g}' for step, value in pairs)}")
     return 0
 
 
@@ -132,8 +137,8 @@ def _flags() -> flags.FlagValues:
     """The flags, held by no global: several experiments may be run from one process."""
     values = flags.FlagValues()
     flags.DEFINE_enum("scale", "cpu", api.SCALES, "how large a grid", flag_values=values)
-    flags.DEFINE_integer("seeds", None, "seeds of every point", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer("num_steps", None, "optimizer steps of every run", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("seeds", None, "seeds of every point", 1, 10**7, flag_values=values)
+    flags.DEFINE_integer("num_steps", None, "optimizer steps of every run", 1, 2**31 - 1, flag_values=values)
     flags.DEFINE_multi_string("axis", [], "NAME=VALUE,VALUE,... or NAME=geom:LOW:HIGH:COUNT", flag_values=values)
     flags.DEFINE_multi_string("sweep", [], "run this sweep alone; may be repeated", flag_values=values)
     flags.DEFINE_string("out", "runs", "where results go", flag_values=values)
@@ -152,11 +157,27 @@ def _parse(argv: list[str]) -> dict[str, Any]:
     if rest:
         raise _UsageError(f"{rest[0]!r} is no flag; flags begin with two dashes, --help lists them")
     values = parsed.flag_values_dict()
+    _check_combination(values)
     if values["data_dir"] is not None:
         if not Path(values["data_dir"]).is_dir():
             raise _UsageError(f"--data_dir={values['data_dir']}: there is no such folder; name one that exists")
         os.environ["DLEXP_DATA_DIR"] = values["data_dir"]
     return values
+
+
+def _check_combination(values: dict[str, Any]) -> None:
+    """Refuses flags of which one would be ignored."""
+    modes = [f"--{name}" for name in ("plan", "redraw", "run_id") if values[name] not in (None, False)]
+    if len(modes) > 1:
+        raise _UsageError(f"{' and '.join(modes)} exclude each other; give one of them")
+    choices = ("axis", "seeds", "num_steps", "sweep") if values["redraw"] else ()
+    for name in (*choices, "fresh") if modes else ():
+        if values[name]:
+            raise _UsageError(f"--{name} means nothing with {modes[0]}; leave one of them out")
+    axes = [text.partition("=")[0] for text in values["axis"]]
+    for name in axes:
+        if axes.count(name) > 1:
+            raise _UsageError(f"--axis={name} is given twice; put all its values into one, separated by commas")
 
 
 def _choices(values: dict[str, Any]) -> dict[str, Any]:
@@ -191,4 +212,4 @@ def _flagged(message: str, values: dict[str, Any]) -> str:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)

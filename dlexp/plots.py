@@ -141,7 +141,7 @@ def save(figure: Figure, path: Path) -> list[Path]:
         content = io.BytesIO()
         with style():
             figure.savefig(content, format=ending, metadata=metadata, dpi=140)
-        target = path.with_suffix(f".{ending}")
+        target = path.with_name(f"{path.name}.{ending}")
         files.write_bytes(target, content.getvalue())
         written.append(target)
     return written

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich import box
 from rich.table import Table as Grid
 from rich.text import Text
@@ -24,7 +25,7 @@ def plan_tables(plans: Mapping[str, Plan]) -> Iterable[Grid | str]:
     """Yields, for each sweep, its groups with what they cost, then the totals."""
     for name, plan in plans.items():
         rows = _new(f"{name}: {plan.sweep.num_steps} steps, {plan.sweep.num_evals} evaluations")
-        headings = ("group", "runs", "width", "chunks", "params", "state", "FLOPs")
+        headings = ("group", "runs", "at once", "chunks", "params", "state", "FLOPs")
         for heading in headings:
             rows.add_column(heading, justify="left" if heading == "group" else "right", overflow="fold")
         for group in plan.groups:
@@ -32,7 +33,7 @@ def plan_tables(plans: Mapping[str, Plan]) -> Iterable[Grid | str]:
             flops = _amount(group.flops * group.num_runs, "flops")
             cells = (
                 group.num_runs,
-                group.width,
+                group.width * plan.num_devices,
                 num_chunks(plan, group.num_runs, group.width),
                 f"{group.num_params:,}",
             )
@@ -116,11 +117,13 @@ def _best_table(name: str, table: Table, over: Sequence[str]) -> Grid:
     rows = _new(f"{name}: best point by validation, {metric} there")
     shown = [column for column in best if column not in ("low", "high", "num_failed", "mean", "num_seeds")]
     for heading in (*shown, "mean", "95% interval", "seeds", "failed"):
-        rows.add_column(str(heading), justify="left" if heading in shown else "right")
+        rows.add_column(str(heading), justify="left" if heading in shown else "right", overflow="fold")
     for point in best.to_dict("records"):
         cells = [_cell(point[column]) for column in shown]
         interval = f"{point['low']:.4f} to {point['high']:.4f}" if point["num_seeds"] > 1 else "one seed"
-        rows.add_row(*cells, f"{point['mean']:.4f}", interval, str(point["num_seeds"]), str(point["num_failed"]))
+        if not np.isfinite(point["mean"]):
+            interval = "not every run has a finite value"
+        rows.add_row(*cells, _cell(point["mean"]), interval, str(point["num_seeds"]), str(point["num_failed"]))
     return rows
 
 

@@ -180,7 +180,7 @@ def _to_snapshot(step: int, arrays: Mapping[str, np.ndarray]) -> Snapshot:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def _columns(chunk: Finished) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import signal
 import sys
 import time
 import traceback
@@ -41,24 +42,22 @@ def main(argv: Sequence[str]) -> int:
     """Does what the flags say and returns the exit status: 0, 1 where an experiment failed, 2 on bad flags."""
     values = _flags()
     try:
-        rest = values(list(argv))[1:]
-        if rest:
-            raise flags.Error(f"{rest[0]!r} is no flag; flags begin with two dashes")
+        rest = values(list(argv), known_only=True)[1:]
+        runs = values["all"].value or values.redraw
+        if rest and not runs:
+            raise flags.Error(f"{rest[0]!r} is unknown here; --help lists the flags")
     except flags.Error as error:
-        print(
-            f"error: {error}; the flags are --all, --redraw, --markdown, --scale, --out, --data_dir",
-            file=sys.stderr,
-        )
+        print(f"error: {error}", file=sys.stderr)
         return 2
     if values["help"].value:
         print(f"{__doc__}\n{values.get_help()}")
         return 0
-    console = Console()
+    console = Console(emoji=False)
     if values.markdown:
         print(markdown_table())
         return 0
-    if values["all"].value or values.redraw:
-        return _run_all([arg for arg in argv[1:] if arg.lstrip("-") not in ("all", "all=true")], console)
+    if runs:
+        return _run_all([arg for arg in argv[1:] if arg.lstrip("-").partition("=")[0] not in ("all", "noall")], console)
     console.print(_listing(values.scale, values.out))
     return 0
 
@@ -92,7 +91,7 @@ def _flags() -> flags.FlagValues:
 def _listing(scale: str, out: str) -> Rows:
     rows = Rows(box=box.SIMPLE)
     for heading in ("experiment", "question", f"saved at scale {scale}"):
-        rows.add_column(heading, overflow="fold")
+        rows.add_column(heading, overflow="fold", no_wrap=heading == "experiment")
     for name in module_names():
         try:
             experiment = experiment_of(name)
@@ -120,7 +119,9 @@ def _run_all(arguments: Sequence[str], console: Console) -> int:
         console.rule(name)
         began = time.monotonic()
         try:
-            status = cli.run(experiment_of(name), ["experiments", *arguments], console, Console(stderr=True))
+            status = cli.run(
+                experiment_of(name), ["experiments", *arguments], console, Console(emoji=False, stderr=True)
+            )
         except Exception:
             traceback.print_exc()
             status = 1
@@ -133,4 +134,8 @@ def _run_all(arguments: Sequence[str], console: Console) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        sys.exit(main(sys.argv))
+    except KeyboardInterrupt:
+        sys.exit(cli.INTERRUPTED)

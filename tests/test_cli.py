@@ -58,12 +58,18 @@ BAD_INPUT = [
     ("--axis=optimizer=lion", "no optimizer named 'lion'"),
     ("--sweep=third", "sweep must be one of main, other"),
     ("--num_steps=7", "take 8"),
-    ("--num_steps=0", "positive integer"),
-    ("--seeds=0", "positive integer"),
+    ("--num_steps=0", "in the range [1, 2147483647]"),
+    ("--seeds=0", "in the range [1, 10000000]"),
     ("--seeds=many", "--seeds=many"),
     ("--scale=huge", "smoke|cpu|gpu"),
     ("--data_dir=/no/such/folder", "there is no such folder"),
     ("--run_id=0123", "there is no run '0123'"),
+    ("--run_id=", "there is no run ''"),
+    ("--axis=learning_rate=1e300", "must be a number in [0, inf)"),
+    ("--axis=learning_rate=geom:1e-5:1:1000000000000", "COUNT from 1 to 1,000,000"),
+    ("--axis=learning_rate=geom:-1:10:5", "'geom:-1:10:5' is no geom"),
+    ("--seeds=1000000000000", "in the range [1, 10000000]"),
+    ("--num_steps=2147483648", "--num_steps=2147483648"),
     ("--learning_rate=0.1", "--help lists the flags"),
     ("cpu", "is no flag"),
 ]
@@ -78,6 +84,53 @@ def test_bad_input_ends_with_one_sentence_and_writes_nothing(tmp_path, flag, rem
     assert flag.removeprefix("--").split("=")[0] in said
     assert len(said.strip().splitlines()) == 1
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--plan", "--redraw"),
+        ("--redraw", "--seeds=3"),
+        ("--redraw", "--axis=learning_rate=0.1"),
+        ("--plan", "--fresh"),
+        ("--axis=learning_rate=0.1", "--axis=learning_rate=0.2"),
+        ("--seeds=2", "--axis=seed=1,2"),
+    ],
+)
+def test_flags_of_which_one_would_be_ignored_are_refused(tmp_path, flags):
+    status, _, said = main(*flags, out=tmp_path / "runs")
+    assert status == 2
+    assert flags[1].split("=")[0].removeprefix("--") in said
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", "figures", "x y"])
+def test_names_that_would_leave_their_folder_are_refused(tmp_path, name):
+    def sweeps(scale):
+        return {name: small_sweeps(scale)["main"]}
+
+    assert "cannot be a part of" in main(experiment=SMALL._replace(sweeps=sweeps), out=tmp_path / "runs")[2]
+    if name != "figures":
+        assert "cannot be a part of" in main(experiment=SMALL._replace(name=f"tests.{name}"), out=tmp_path / "runs")[2]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_results_of_another_version_are_not_drawn(tmp_path):
+    main(out=tmp_path)
+    status, _, said = main("--redraw", experiment=SMALL._replace(version=2), out=tmp_path)
+    assert status == 1
+    assert "is of version 1, the experiment is at 2; train again" in said
+
+
+def test_figures_may_have_dots_in_their_names(tmp_path):
+    def figures(results):
+        from matplotlib.figure import Figure
+
+        return {"rate_0.1": Figure(), "rate_0.2": Figure()}
+
+    main(experiment=SMALL._replace(figures=figures), out=tmp_path)
+    drawn = folders.folder_of(tmp_path, SMALL.name, "smoke") / "figures"
+    assert sorted(path.name for path in drawn.glob("*.svg")) == ["rate_0.1.svg", "rate_0.2.svg"]
 
 
 def saved_ids(folder):
@@ -161,6 +214,8 @@ def test_figures_and_claims_of_another_grid_do_not_stay(tmp_path):
     broken = SMALL._replace(figures=lambda results: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # the author's mistake on the author's own grid keeps its traceback
         main(experiment=broken, out=tmp_path / "own")
+    with pytest.raises(TypeError, match="must return"):
+        main(experiment=SMALL._replace(figures=lambda results: None), out=tmp_path / "own")
 
 
 def test_results_with_runs_missing_are_not_judged(tmp_path):
@@ -220,7 +275,7 @@ def test_the_plan_shows_what_it_would_cost_and_trains_nothing(tmp_path):
     status, said, _ = main("--plan", out=tmp_path / "runs")
     assert status == 0
     assert "in all: 2 groups, at most 6 programs to compile, 6 runs in 2 chunks" in said
-    assert re.search(r"4 +8 +1 +610 .*FLOP", said)  # runs, width, chunks, parameters
+    assert re.search(r"4 +16 +1 +610 .*FLOP", said)  # runs, at once, chunks, parameters
     assert not (tmp_path / "runs").exists()
 
 

@@ -241,3 +241,19 @@ def test_what_an_update_measures_is_averaged_over_its_interval(devices):
     np.testing.assert_allclose(steps, 0.5 ** np.arange(12), rtol=1e-6)
     means = metric(coarse, (0.5, 1.0, 0), "batch/size")
     np.testing.assert_allclose(means, steps.reshape(3, 4).mean(axis=1), rtol=1e-6)
+
+
+def test_updates_may_measure_nothing_or_whole_numbers(devices):
+    def make_learner(config, num_steps):
+        def update(key, hyper, data, w):
+            return w * 0.5, {"batch/count": jnp.int32(3)} if config["measures"] else {}
+
+        return quadratic_learner(config, num_steps)._replace(
+            update=update, evaluate=lambda key, hyper, data, w: {"test/w": w, "test/count": jnp.int32(7)}
+        )
+
+    sweep = grid(config={"measures": (True, False)}, hyper={"learning_rate": (0.1,), "curvature": (1.0,)})
+    rows = finished(sweep, devices, make_learner=make_learner, num_steps=4, num_evals=2)
+    assert metric(rows, (True, 0.1, 1.0, 0), "batch/count").tolist() == [3, 3]
+    assert metric(rows, (False, 0.1, 1.0, 0), "test/count").tolist() == [7, 7, 7]
+    assert metric(rows, (False, 0.1, 1.0, 0), "test/w").tolist() == [1, 0.25, 0.0625]

@@ -120,6 +120,7 @@ def test_the_listing_names_every_experiment(capsys, monkeypatch):
 
 def test_running_all_goes_on_after_a_failure(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("COLUMNS", "200")
+
     def sweeps(scale):
         if scale == "smoke":
             raise RuntimeError("broken on purpose")

@@ -157,6 +157,8 @@ def test_an_axis_flag_takes_the_type_of_the_axis(text, like, expected):
         ({"config": {"a": (1,)}, "hyper": {"a": (1,)}}, ValueError, "static or swept, not both"),
         ({"config": {"seed": (1,)}}, ValueError, "cannot be named 'seed'"),
         ({"hyper": {"a/b": (1,)}}, ValueError, "cannot be named 'a/b'"),
+        ({"hyper": {"a": 0.1}}, TypeError, "axis a takes a list of values"),
+        ({"config": {"a": "batch"}}, TypeError, "axis a takes a list of values"),
         ({"seeds": 0}, ValueError, "seeds must be a count"),
         ({"seeds": (1, 1)}, ValueError, "seeds must be a count"),
         ({"seeds": (-1,)}, ValueError, "from 0 to 2"),
@@ -183,6 +185,7 @@ def plan_of(declared, devices, num_steps=10, num_evals=2, make_learner=small_lea
         (grid(config={"optimizer": ("sgd",)}), {}, "axis learning_rate is missing"),
         (grid(hyper={"learning_rate": (0.1, -1)}), {}, r"must be a number in \[0, inf\), got -1"),
         (grid(hyper={"learning_rate": (0.1,)}), {"num_steps": 7}, "take 8"),
+        (grid(hyper={"learning_rate": (0.1,)}), {"num_evals": 0}, "num_evals must be at least 1"),
         (
             grid(hyper={"learning_rate": (0.1,)}),
             {"make_learner": lambda c, n: small_learner(c, n)._replace(update=None)},

@@ -56,6 +56,9 @@ class Table:
     def __len__(self) -> int:
         return sum(len(part.frame) for part in self.parts)
 
+    def __repr__(self) -> str:
+        return f"Table({self.name}: {len(self)} runs over {', '.join(self.axes)}; {', '.join(self.metrics)})"
+
     @cached_property
     def frame(self) -> pd.DataFrame:
         """A row a run: its axes, seed, run_id, status, nonfinite_at, and each scalar metric's last value."""

@@ -17,6 +17,8 @@ import numpy as np
 RESERVED = frozenset(["run_id", "seed", "status", "nonfinite_at", "num_steps", "sweep"])
 RESERVED |= frozenset(["place", "step", "mean", "low", "high", "num_seeds", "num_failed"])
 
+_MOST_VALUES, _MOST_SEEDS = 10**6, 10**7  # of one axis, whose values are held in memory
+
 
 class Block(NamedTuple):
     """The product of some axes: every point of `config` x `hyper`, once a seed."""
@@ -147,8 +149,8 @@ def grid(
       ValueError: on an axis that is empty, repeats a value or has a reserved name, or a name on both sides.
       TypeError: on a value of another type.
     """
-    config_axes = {name: tuple(map(_plain, values)) for name, values in (config or {}).items()}
-    hyper_axes = {name: tuple(map(_plain, values)) for name, values in (hyper or {}).items()}
+    config_axes = {name: _axis_values(name, values) for name, values in (config or {}).items()}
+    hyper_axes = {name: _axis_values(name, values) for name, values in (hyper or {}).items()}
     both = config_axes.keys() & hyper_axes.keys()
     if both:
         raise ValueError(f"grid: {sorted(both)} stand in config and in hyper; an axis is static or swept, not both")
@@ -157,8 +159,8 @@ def grid(
     return Grid((Block(config_axes, hyper_axes, _seeds(seeds)),))
 
 
-def override(declared: Grid, name: str, values: Sequence[Any]) -> Grid:
-    """Returns the grid with other values on one axis (`seed` too), in every block that has it.
+def override(declared: Grid, name: str, values: Any) -> Grid:
+    """Returns the grid with other values on one axis, in every block that has it; `seed` takes a count too.
 
     Raises:
       ValueError, TypeError: as `grid` does.
@@ -168,7 +170,7 @@ def override(declared: Grid, name: str, values: Sequence[Any]) -> Grid:
         config, hyper = dict(block.config), dict(block.hyper)
         for axes in (config, hyper):
             if name in axes:
-                axes[name] = tuple(values)
+                axes[name] = values
         return grid(config=config, hyper=hyper, seeds=values if name == "seed" else block.seeds).blocks[0]
 
     blocks: list[Block] = []
@@ -199,14 +201,17 @@ def parse_values(text: str, like: Sequence[Any]) -> tuple[Any, ...]:
     Raises:
       ValueError: where the text is not of the form or the type.
     """
+    kinds = {type(value) for value in like}
+    kind = float if kinds == {int, float} else kinds.pop() if len(kinds) == 1 else str
     if text.startswith("geom:"):
         try:
             low, high, num = text.removeprefix("geom:").split(":")
-            return geomspace(float(low), float(high), int(num))
+            values = geomspace(float(low), float(high), int(num))
         except ValueError as error:
-            raise ValueError(f"{text!r} is no geom:LOW:HIGH:COUNT with 0 < LOW, 0 < HIGH, COUNT >= 1") from error
-    kinds = {type(value) for value in like}
-    kind = float if kinds == {int, float} else kinds.pop() if len(kinds) == 1 else str
+            raise ValueError(
+                f"{text!r} is no geom:LOW:HIGH:COUNT with 0 < LOW, 0 < HIGH, COUNT from 1 to {_MOST_VALUES:,}"
+            ) from error
+        return tuple(map(round, values)) if kind is int else values
     convert: Callable[[str], Any] = _parse_bool if kind is bool else kind
     try:
         return tuple(convert(entry.strip()) for entry in text.split(","))
@@ -227,10 +232,12 @@ def geomspace(low: float, high: float, num: int) -> tuple[float, ...]:
     (0.001, 0.01, 0.1, 1.0)
 
     Raises:
-      ValueError: unless 0 < low, 0 < high and num is at least 1.
+      ValueError: unless 0 < low, 0 < high and num is at least 1 (and at most a million).
     """
-    if not (0 < low < math.inf and 0 < high < math.inf and num >= 1):
-        raise ValueError(f"geomspace: needs low > 0, high > 0 and num >= 1, got {low:g}, {high:g}, {num}")
+    if not (0 < low < math.inf and 0 < high < math.inf and 1 <= num <= _MOST_VALUES):
+        raise ValueError(
+            f"geomspace: needs low > 0, high > 0 and num from 1 to {_MOST_VALUES:,}, got {low:g}, {high:g}, {num}"
+        )
     ratio = math.log(high / low) / max(num - 1, 1)
     return tuple(float(_number(low * math.exp(ratio * index))) for index in range(num))
 
@@ -255,6 +262,12 @@ def run_id(identity: Identity, run: Run) -> str:
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
 
+def _axis_values(name: str, values: Iterable[Any]) -> tuple[Any, ...]:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise TypeError(f"grid: axis {name} takes a list of values, got {values!r}; write ({values!r},) for one")
+    return tuple(map(_plain, values))
+
+
 def _plain(value: Any) -> Any:
     """Python's own number or string for one of NumPy's: ids and manifests know no others."""
     return value.item() if isinstance(value, np.generic) else value
@@ -274,6 +287,8 @@ def _config_key(config: Mapping[str, Any]) -> tuple:
 
 def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
     seeds = _plain(seeds)
+    if isinstance(seeds, int) and seeds > _MOST_SEEDS:
+        raise ValueError(f"grid: seeds must be at most {_MOST_SEEDS:,}, got {seeds:,}")
     chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(map(_plain, seeds))
     if not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(f"grid: seeds must be a count of at least 1 or different integers, got {seeds}")

@@ -29,6 +29,8 @@ def apply(
     Raises:
       ValueError: where a sweep, axis or value does not exist or fit.
     """
+    if not declared:
+        raise ValueError("the experiment has no sweeps at this scale")
     for name in only:
         if name not in declared:
             raise ValueError(f"sweep must be one of {', '.join(declared)}, got {name!r}")
@@ -36,7 +38,9 @@ def apply(
     if seeds is not None:
         if seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {seeds}")
-        sweeps = {name: _with_axis(sweep, "seed", tuple(range(seeds))) for name, sweep in sweeps.items()}
+        if "seed" in (axes or {}):
+            raise ValueError("seeds and the axis seed say the same thing twice; give one of them")
+        sweeps = {name: _with_axis(sweep, "seed", seeds) for name, sweep in sweeps.items()}
     if num_steps is not None:
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}")
@@ -50,7 +54,7 @@ def _with_num_steps(sweep: Sweep, num_steps: int) -> Sweep:
     return sweep._replace(num_steps=num_steps) if sweep.num_steps else sweep
 
 
-def _with_axis(sweep: Sweep, name: str, values: Sequence[Any]) -> Sweep:
+def _with_axis(sweep: Sweep, name: str, values: Sequence[Any] | int) -> Sweep:
     return sweep._replace(grid=grids.override(sweep.grid, name, values))
 
 

@@ -14,6 +14,7 @@ from dlexp.sweep.grids import Family, Identity, Run, run_id
 from dlexp.types import Learner, Range, Sweep
 
 DEFAULT_WIDTH = {"cpu": 8, "gpu": 512, "tpu": 512}  # runs vmapped on one device
+_LARGEST = float(np.finfo(np.float32).max)
 MEMORY_SHARE = 0.5  # of a device's memory that one call may take by estimate
 
 
@@ -53,6 +54,11 @@ class Plan(NamedTuple):
         for run in self.sweep.grid.runs(group.family):
             yield run_id(self.identity, run), run
 
+    def evaluation_steps(self) -> list[int]:
+        """Returns the steps at which runs are evaluated, 0 first."""
+        interval = self.sweep.num_steps // self.sweep.num_evals
+        return [interval * place for place in range(self.sweep.num_evals + 1 if interval else 1)]
+
     @property
     def num_runs(self) -> int:
         """Runs of the whole grid."""
@@ -66,7 +72,12 @@ def make(identity: Identity, sweep: Sweep, devices: list[jax.Device]) -> Plan:
       ValueError: where the grid and the learner do not fit (an axis the learner does not read, a value out of its
         range, a value missing), or the evaluations do not divide the training evenly.
     """
-    if sweep.num_steps < 0 or sweep.num_evals < 1 or sweep.num_steps % sweep.num_evals:
+    if sweep.num_evals < 1 or not 0 <= sweep.num_steps < 2**31:
+        raise ValueError(
+            f"sweep {identity.sweep}: num_evals must be at least 1 and num_steps in [0, 2^31), got {sweep.num_evals} "
+            f"and {sweep.num_steps}"
+        )
+    if sweep.num_steps % sweep.num_evals:
         raise ValueError(
             f"sweep {identity.sweep}: num_steps must be a multiple of num_evals={sweep.num_evals}, "
             f"got {sweep.num_steps}; take {_nearest_multiple(sweep.num_steps, sweep.num_evals)}"
@@ -95,6 +106,10 @@ def hyper_dtype(learner: Learner, name: str) -> Any:
 def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.Device]) -> Group:
     learner = sweep.make_learner(family.config, sweep.num_steps)
     _check(identity, sweep, family, learner)
+    if not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in jax.tree.leaves(learner.data)):
+        raise TypeError(
+            f"sweep {identity.sweep}: a learner's data must be arrays; wrap numbers and lists in np.asarray"
+        )
     if not sweep.num_steps:
         learner = learner._replace(update=None)  # measured at initialization alone
     if learner.update is None and sweep.num_steps:
@@ -149,7 +164,7 @@ def _check(identity: Identity, sweep: Sweep, family: Family, learner: Learner) -
     for block in sweep.grid.blocks:
         for name in family.hyper_names if tuple(sorted(block.hyper)) == family.hyper_names else ():
             for value in block.hyper[name]:
-                if value not in learner.hyper[name]:
+                if value not in learner.hyper[name] or abs(value) > _LARGEST:
                     raise ValueError(f"{where}: axis {name} must be {learner.hyper[name]}, got {value!r}")
 
 

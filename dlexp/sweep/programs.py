@@ -171,7 +171,8 @@ def _evaluate(learner: Learner) -> Callable[..., dict[str, jax.Array]]:
 
 
 def _all_finite(metrics: PyTree) -> jax.Array:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(metrics)]).all()
+    checks = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(metrics)]
+    return jnp.stack(checks).all() if checks else jnp.ones((), bool)
 
 
 def compile_once_in(pool: ThreadPoolExecutor) -> Callable[[Any], Future]:

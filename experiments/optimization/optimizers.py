@@ -201,7 +201,7 @@ def _widest_gap(table: Table) -> np.ndarray:
     sgd, momentum = (_by_rate(table, name, "test/accuracy") for name in ("sgd", "momentum"))
     factor, best = theory.momentum_step_multiplier(np.inf), _best_rate(table, "sgd")
     pairs = [(rate, other) for rate in momentum for other in sgd if np.isclose(other, factor * rate, rtol=1e-6)]
-    gaps = [momentum[rate] - sgd[other] for rate, other in pairs if other <= best]
+    gaps = [momentum[rate] - sgd[other] for rate, other in pairs if 0 < other <= best]
     widest = max(gaps, key=lambda gap: abs(gap.mean()), default=pd.Series(dtype=float))
     return (widest * np.sign(widest.mean())).to_numpy()
 
