@@ -119,6 +119,11 @@ def legend_below(figure: Figure, axes: Axes, note: str = "") -> None:
     legend.get_title().set_color("#666666")
 
 
+def note(figure: Figure, text: str) -> None:
+    """Puts a small grey line (such as `counts`) under a figure that has no legend there."""
+    figure.supxlabel(text, fontsize=9, color="#666666")
+
+
 def counts(tables: Iterable[Table], failed_as: str) -> str:
     """Returns a note on how many runs a figure counts and what became of those without finite values.
 

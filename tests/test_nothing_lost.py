@@ -373,11 +373,11 @@ def test_two_processes_never_share_a_folder(child, tmp_path):
     assert len(table_of(out)) == 400
 
 
-def spoiled_learner(where, step):
+def spoiled_learner(where, step, value):
     """w counts the steps of one number; at `step` something of it is no longer finite."""
 
     def spoil(number, now, name):
-        return jnp.where((now == step) & (name == where), jnp.nan, number)
+        return jnp.where((now == step) & (name == where), value, number)
 
     def update(key, hyper, data, state):
         w, now = state
@@ -393,7 +393,7 @@ def spoiled_learner(where, step):
         np.zeros(1, np.float32),
         {"learning_rate": optim.LEARNING_RATE},
         lambda key, hyper, data: (
-            jnp.where((hyper["learning_rate"] > 1) & (step == 0), jnp.nan, jnp.zeros(())),
+            jnp.where((hyper["learning_rate"] > 1) & (step == 0), value, jnp.zeros(())),
             jnp.zeros((), jnp.int32),
         ),
         update,
@@ -406,8 +406,9 @@ def spoiled_learner(where, step):
     # a spoiled loss is seen at once; spoiled weights by the next step's loss, or by the evaluation if that comes first
     [("loss", 3, 3), ("gradient", 3, 4), ("params", 3, 4), ("params", 12, 12), ("loss", 12, 12), ("params", 0, 0)],
 )
-def test_numbers_that_are_not_finite_are_dated_wherever_they_begin(devices, where, step, seen):
-    made = spoiled_learner(where, step)
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_numbers_that_are_not_finite_are_dated_wherever_they_begin(devices, where, step, seen, value):
+    made = spoiled_learner(where, step, value)
     sweep = grid(hyper={"learning_rate": (0.5, 2.0)}, seeds=2)
     rows = finished(sweep, devices, make_learner=made, num_steps=12, num_evals=3)
     healthy = finished(

@@ -173,12 +173,20 @@ def test_runs_evaluated_another_number_of_times_are_refused(tmp_path):
     assert len(store.finished(tmp_path / "main", "tests.made", 1, "main", {10: 2, 20: 5})[0]) == 16
 
 
-def test_a_damaged_file_is_named_and_moved_aside_before_training(tmp_path):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:100] + bytes([content[100] ^ 1]) + content[101:],
+        lambda content: content[:-7],
+        lambda content: b"",
+        lambda content: content + b"x",
+    ],
+    ids=["flipped", "truncated", "emptied", "extended"],
+)
+def test_a_damaged_file_is_named_and_moved_aside_before_training(tmp_path, damage):
     save(tmp_path, DECLARED)
     victim = sorted((tmp_path / "main").iterdir())[0]
-    content = bytearray(victim.read_bytes())
-    content[len(content) // 2] ^= 1
-    victim.write_bytes(bytes(content))
+    victim.write_bytes(damage(victim.read_bytes()))
     with pytest.raises(ResultsError, match=victim.name):
         load(tmp_path)
     ids, moved = store.finished(tmp_path / "main", "tests.made", 1, "main")

@@ -242,15 +242,18 @@ def _draw_bands(axes: Axes, table: Table) -> None:
 
 
 def _loss_curves(results: Results) -> Figure:
-    figure = Figure(figsize=(5.6 * len(results), 4.4), layout="constrained")
+    figure = Figure(figsize=(5.6 * len(results), 4.6), layout="constrained")
+    shown = []
     for axes, (name, table) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
         for optimizer in _optimizers(table):
             rate = _best_rate(table, optimizer)
             runs = table.select(optimizer=optimizer, learning_rate=rate)
             label, color, metric = f"{optimizer}, rate {rate:.2g}", _color(optimizer), "train/loss"
             plots.band(axes, runs.steps(metric), runs.curves(metric), label=label, color=color, log=True)
+            shown.append(runs)
         axes.set(title=TITLES[name], xlabel="step", ylabel="training loss (nats), geometric mean", yscale="log")
         axes.legend()
+    plots.note(figure, plots.counts(shown, failed_as="missing"))
     return figure
 
 
