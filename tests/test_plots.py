@@ -24,7 +24,7 @@ def table(tmp_path):
 
 
 def test_a_band_is_the_mean_and_its_interval():
-    figure, axes = plots.subplots()
+    _, axes = plots.subplots()
     values = np.array([[1.0, 10.0], [3.0, 1000.0], [2.0, 100.0]])
     plots.band(axes, np.array([0, 1]), values, label="plain", color="red")
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [2, 370])
