@@ -139,24 +139,7 @@ def train(
     compile_group = _group_compiler(mesh, compile_once_in(pool))
     try:
         for index, futures in _look_ahead(_set_compiling(plan, done, compile_group), _LOOK_AHEAD):
-            missing = _Missing(plan, done)
-            group = plan.groups[index]
-            while True:
-                if not all(future.done() for future in futures):
-                    yield Compiling(index)
-                try:
-                    programs = Programs(*(future.result() for future in futures))
-                    placed = _Placed(
-                        programs, place_data(group.learner.data), NamedSharding(mesh, PartitionSpec("run"))
-                    )
-                    yield from _train_group(plan, index, group, placed, missing, resume)
-                    break
-                except (jax.errors.JaxRuntimeError, MemoryError) as error:
-                    if not _is_out_of_memory(error):
-                        raise
-                    group = _narrower(group, futures, devices, error)
-                yield Narrowed(index, group.width)
-                futures = compile_group(group)
+            yield from _Group(plan, index, mesh, done, resume).train(futures, place_data, compile_group)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -169,25 +152,43 @@ class _Placed(NamedTuple):
     over_runs: NamedSharding
 
 
-class _Missing:
-    """The runs of a group that are not trained yet; what was finished meanwhile is skipped by its count."""
+class _Group:
+    """One group on its way; what was finished is remembered by its count, the order of runs being fixed."""
 
-    def __init__(self, plan: Plan, done: Container[str]) -> None:
-        self._plan, self._done, self.num_finished = plan, done, 0
+    def __init__(self, plan: Plan, index: int, mesh: Mesh, done: Container[str], resume: Resume) -> None:
+        self._plan, self._index, self._mesh, self._done, self._resume = plan, index, mesh, done, resume
+        self._group, self._num_finished = plan.groups[index], 0
 
-    def runs(self, group: Group) -> Iterator[tuple[str, Run]]:
-        missing = (entry for entry in self._plan.runs(group) if entry[0] not in self._done)
-        return islice(missing, self.num_finished, None)
+    def train(
+        self,
+        futures: list[Future],
+        place_data: Callable[[PyTree], PyTree],
+        compile_group: Callable[[Group], list[Future]],
+    ) -> Iterator[Event]:
+        """Trains every missing run, at half the width again and again where memory is short."""
+        while True:
+            if not all(future.done() for future in futures):
+                yield Compiling(self._index)
+            try:
+                programs = Programs(*(future.result() for future in futures))
+                data, over_runs = place_data(self._group.learner.data), NamedSharding(self._mesh, PartitionSpec("run"))
+                yield from self._train_chunks(_Placed(programs, data, over_runs))
+                return
+            except (jax.errors.JaxRuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                self._group = _narrower(self._group, futures, list(self._mesh.devices.flat), error)
+            yield Narrowed(self._index, self._group.width)
+            futures = compile_group(self._group)
 
-
-def _train_group(
-    plan: Plan, index: int, group: Group, placed: _Placed, missing: _Missing, resume: Resume
-) -> Iterator[Event]:
-    pace = _Pace()
-    for runs in _batched(missing.runs(group), group.width * placed.over_runs.mesh.size):
-        chunk = _Chunk(index, group, runs, plan.sweep.num_steps, plan.sweep.num_evals)
-        yield from _train_chunk(chunk, placed, pace, resume)
-        missing.num_finished += len(runs)
+    def _train_chunks(self, placed: _Placed) -> Iterator[Event]:
+        pace = _Pace()
+        missing = (entry for entry in self._plan.runs(self._group) if entry[0] not in self._done)
+        for runs in _batched(islice(missing, self._num_finished, None), self._group.width * self._mesh.size):
+            sweep = self._plan.sweep
+            chunk = _Chunk(self._index, self._group, runs, sweep.num_steps, sweep.num_evals)
+            yield from _train_chunk(chunk, placed, pace, self._resume)
+            self._num_finished += len(runs)
 
 
 class _Chunk(NamedTuple):

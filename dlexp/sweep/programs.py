@@ -5,9 +5,10 @@ The one place where runs are vmapped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import jax
 import jax.numpy as jnp
@@ -181,8 +182,8 @@ def compile_once_in(pool: ThreadPoolExecutor) -> Callable[[Any], Future]:
     Programs of equal text that are called with other trees (the evaluation of another optimizer's state, say) are
     compiled after the first, so that the compile cache on disk answers for them.
     """
-    shared: dict[Any, Future] = {}
-    first_with: dict[str, Future] = {}
+    shared: MutableMapping[Any, Future] = WeakValueDictionary()  # a sweep of many groups keeps few programs
+    first_with: MutableMapping[str, Future] = WeakValueDictionary()
 
     def after(first: Future, lowered: Any) -> Any:
         first.result()
@@ -191,10 +192,12 @@ def compile_once_in(pool: ThreadPoolExecutor) -> Callable[[Any], Future]:
     def submit(lowered: Any) -> Future:
         text = lowered.as_text()
         key = (text, lowered.in_tree, lowered.out_tree)
-        if key not in shared:
+        future = shared.get(key)
+        if future is None:
             first = first_with.get(text)
-            shared[key] = pool.submit(after, first, lowered) if first else pool.submit(lowered.compile)
-            first_with.setdefault(text, shared[key])
-        return shared[key]
+            future = pool.submit(after, first, lowered) if first else pool.submit(lowered.compile)
+            shared[key] = future
+            first_with.setdefault(text, future)
+        return future
 
     return submit
