@@ -297,7 +297,8 @@ def _arguments(
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+    """XLA says RESOURCE_EXHAUSTED where it allocates at once, and an internal error where it does so on the way."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
 
 
 def _narrower(group: Group, futures: list[Future], devices: list[jax.Device], error: Exception) -> Group:
