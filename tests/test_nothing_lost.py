@@ -359,6 +359,16 @@ def test_a_really_full_disk_is_said_and_room_lets_it_go_on(small_disk):
     assert len(load(folder)["main"]) == 400
 
 
+def test_a_state_that_finds_no_room_is_said_and_leaves_the_older_one(small_disk):
+    checkpoint.save(small_disk, "chunk", 1, {"x": np.arange(10.0)})
+    noise = np.random.default_rng(0).normal(size=10**6)
+    with pytest.raises(OSError, match=r"cannot be kept|No space left"):
+        checkpoint.save(small_disk, "chunk", 2, {"x": noise})
+    step, arrays = checkpoint.restore(small_disk, "chunk")
+    assert step == 1
+    np.testing.assert_array_equal(arrays["x"], np.arange(10.0))
+
+
 def test_a_read_only_disk_is_said(small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     status, _, errors = main(out=small_disk)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,22 @@ def save(folder: Path, chunk: str, step: int, arrays: dict[str, np.ndarray]) -> 
     """Keeps named arrays under the chunk's name, in place of what was kept of it before.
 
     The new state is whole before the old one goes.
+
+    Raises:
+      OSError: where it cannot be written, whatever Orbax says of it.
     """
     import orbax.checkpoint as ocp
 
     place = (folder / FOLDER / chunk).absolute()
     held = {name: array for name, array in arrays.items() if array.size}  # Orbax keeps no empty arrays
     shapes = {name: np.array([len(array.shape), *array.shape], np.int64) for name, array in arrays.items()}
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        checkpointer.save(place / str(step), {"arrays": held, "shapes": shapes}, force=True)
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save(place / str(step), {"arrays": held, "shapes": shapes}, force=True)
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(errno.EIO, f"the state of a chunk cannot be kept: {error}") from error
     for older in place.iterdir():
         if older.name != str(step):
             shutil.rmtree(older)
