@@ -52,25 +52,43 @@ def sweeps(scale):
     return {"main": Sweep(grid(hyper={"learning_rate": (0.01, 0.1)}, seeds=seeds), make_learner, num_steps, 2)}
 
 
+def moment():
+    global number
+    number -= 1
+    if number == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def killed_at(function):
     def counted(*args, **kwargs):
-        global number
-        number -= 1
-        if number == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        moment()
         return function(*args, **kwargs)
     return counted
 
 
+class HalfWritten:
+    def __init__(self, file):
+        self.file = file
+    def __enter__(self):
+        return self
+    def __exit__(self, *error):
+        self.file.close()
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+    def write(self, content):
+        moment()  # open and empty
+        self.file.write(content[: len(content) // 2])
+        self.file.flush()
+        moment()  # half of it written
+        self.file.write(content[len(content) // 2 :])
+
+
 if kind == "store" and number:
-    from dlexp.results import store
+    from dlexp.results import files
     for module, name in ((os, "fsync"), (os, "replace"), (os, "unlink"), (os, "rename"), (os, "mkdir"), (os, "rmdir")):
         setattr(module, name, killed_at(getattr(module, name)))
-    plain_open = builtins.open
-    counted_open = killed_at(plain_open)
-    def opened(path, mode="r", *args, **kwargs):
-        return (counted_open if "w" in mode else plain_open)(path, mode, *args, **kwargs)
-    builtins.open = opened
+    plain_open = killed_at(builtins.open)
+    files.open = lambda path, mode: HalfWritten(plain_open(path, mode))
 if kind == "memory":
     from dlexp.sweep import engine
     train_chunk, limited = engine._train_chunk, []
