@@ -135,11 +135,10 @@ def best(
     missing = [name for name in over if name not in table.frame]
     if missing:
         raise ValueError(f"best: sweep {table.name} has no axis {missing[0]!r}; it has {', '.join(table.axes)}")
-    choose_by = choose_by or next((name for name in CHOOSE_BY if name in table.frame), None)
+    choose_by = choose_by or choosing_metric(table)
     if choose_by is None or choose_by not in table.frame:
         raise ValueError(f"best: sweep {table.name} lacks {choose_by or CHOOSE_BY}; name a metric with choose_by")
-    report = report or choose_by.replace("validation/", "test/")
-    report = report if report in table.frame else choose_by
+    report = report or reported_metric(table, choose_by)
     higher = choose_by.endswith("accuracy")
     candidates = points(table, choose_by, failed=0.0 if higher else np.inf)
     reported = points(table, report)
@@ -149,6 +148,17 @@ def best(
         return reported.loc[[score.idxmax()]].reset_index(drop=True)
     winners = score.groupby([candidates[name] for name in others], sort=False, dropna=False).idxmax()
     return reported.loc[winners.to_numpy()].reset_index(drop=True)
+
+
+def choosing_metric(table: Table) -> str | None:
+    """Returns the metric that chooses: validation accuracy, else validation loss, else None."""
+    return next((name for name in CHOOSE_BY if name in table.frame), None)
+
+
+def reported_metric(table: Table, choose_by: str) -> str:
+    """Returns the test split's metric of the same name, or `choose_by` itself where there is none."""
+    report = choose_by.replace("validation/", "test/")
+    return report if report in table.frame else choose_by
 
 
 class Band(NamedTuple):

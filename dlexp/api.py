@@ -61,6 +61,7 @@ def run(
     from rich.console import Console
 
     from dlexp import training
+    from dlexp.progress import say
 
     plans = plan(experiment, scale=scale, seeds=seeds, num_steps=num_steps, axes=axes, only=only)
     folder, console = folders.folder_of(out, experiment.name, scale), console or Console()
@@ -69,7 +70,7 @@ def run(
     try:
         publish(experiment, results)
     except ResultsError as error:
-        console.print(str(error), highlight=False, soft_wrap=True, markup=False)
+        say(console, str(error))
     return results
 
 
@@ -135,10 +136,10 @@ def publish(experiment: Experiment, results: Results, folder: Path | None = None
             raise TypeError(f"an experiment's figures must return {{name: Figure}}, got {type(figures).__name__}")
         claims = experiment.claims(results)
     except Exception as error:
-        if folder == results.folder:
-            _withdraw(folder)
         if not isinstance(error, ResultsError) and not _is_changed(experiment, results):
             raise
+        if folder == results.folder:
+            _withdraw(folder)
         raise ResultsError(
             f"no figures and claims: they cannot be made from what is saved ({_reason(error)}); the runs are in "
             f"{results.folder}"

@@ -15,6 +15,7 @@ from absl import flags
 from rich.console import Console
 
 from dlexp import api
+from dlexp.progress import say
 from dlexp.results import folders
 from dlexp.results.files import ResultsError
 from dlexp.types import Experiment
@@ -38,23 +39,23 @@ def run(experiment: Experiment, argv: Sequence[str], console: Console, errors: C
     try:
         values = _parse(list(argv))
         if values["help"]:
-            _say(console, f"{experiment.name}: {experiment.question}\n{_flags().get_help()}")
+            say(console, f"{experiment.name}: {experiment.question}\n{_flags().get_help()}")
             return 0
         return _redraw(experiment, values, console) if values["redraw"] else _run(experiment, values, console)
     except flags.Error as error:
-        _say(errors, f"error: {error}; --help lists the flags")
+        say(errors, f"error: {error}; --help lists the flags")
         return _USAGE
     except _UsageError as error:
-        _say(errors, f"error: {error}")
+        say(errors, f"error: {error}")
         return _USAGE
     except ResultsError as error:
-        _say(errors, f"error: {error}")
+        say(errors, f"error: {error}")
         return 1
     except OSError as error:
-        _say(errors, f"error: {error.filename or 'a file'}: {error.strerror or error}")
+        say(errors, f"error: {error.filename or 'a file'}: {error.strerror or error}")
         return 1
     except KeyboardInterrupt:
-        _say(console, "stopped; what was finished is saved, and the same command goes on from there")
+        say(console, "stopped; what was finished is saved, and the same command goes on from there")
         return INTERRUPTED
 
 
@@ -95,19 +96,19 @@ def _conclude(experiment: Experiment, folder: Path, console: Console) -> int:
     try:
         written = api.publish(experiment, results)
     except ResultsError as error:
-        _say(console, str(error))
+        say(console, str(error))
         return 0
     except Exception:
-        _say(console, f"the runs are saved in {folder}; once figures and claims are mended, --redraw is enough")
+        say(console, f"the runs are saved in {folder}; once figures and claims are mended, --redraw is enough")
         raise
     claims = from_json((results.folder / "claims.json").read_text())
     if claims:
         console.print(report.claim_table(claims))
     reference = api.reference_of(results)
     for sentence in report.agreement(results, reference) if reference else ():
-        _say(console, sentence)
+        say(console, sentence)
     for path in written:
-        _say(console, str(path))
+        say(console, str(path))
     return 0
 
 
@@ -115,9 +116,9 @@ def _redraw(experiment: Experiment, values: dict[str, Any], console: Console) ->
     results = api.find(experiment.name, experiment.version, values["scale"], values["out"])
     target = folders.folder_of(values["out"], experiment.name, values["scale"])
     if results.folder != target:
-        _say(console, f"drawn from the reference results in {results.folder}")
+        say(console, f"drawn from the reference results in {results.folder}")
     for path in api.publish(experiment, results, folder=target):
-        _say(console, str(path))
+        say(console, str(path))
     return 0
 
 
@@ -126,10 +127,10 @@ def _train_again(plans: Mapping[str, Plan], values: dict[str, Any], console: Con
         metrics = api.train_again(plans, values["run_id"])
     except ValueError as error:
         raise _UsageError(f"--run_id={values['run_id']}: {error}") from error
+    steps = api.plan_with(plans, values["run_id"]).evaluation_steps()
     for name, curve in metrics.items():
-        steps = api.plan_with(plans, values["run_id"]).evaluation_steps()[-len(curve) :]
-        pairs = zip(steps, curve.reshape(len(curve), -1)[:, 0], strict=True)
-        _say(console, f"{name}: {', '.join(f'{step}: {value:.5g}' for step, value in pairs)}")
+        pairs = zip(steps[-len(curve) :], curve.reshape(len(curve), -1)[:, 0], strict=True)
+        say(console, f"{name}: {', '.join(f'{step}: {value:.5g}' for step, value in pairs)}")
     return 0
 
 
@@ -209,7 +210,3 @@ def _flagged(message: str, values: dict[str, Any]) -> str:
             value = ",".join(values[name]) if isinstance(values[name], list) else values[name]
             return f"--{name}={value}: {message}"
     return message
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)

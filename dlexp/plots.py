@@ -10,7 +10,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -62,6 +61,7 @@ def band(
     color: str,
     failed: float = np.nan,
     log: bool = False,
+    marker: str = "",
 ) -> None:
     """Draws the mean over runs as a line and its 95% interval as a band.
 
@@ -69,15 +69,16 @@ def band(
       axes: where.
       x: `[position]`.
       values: `[run, position]`.
-      label: the line's name, read by `label_lines` or a legend.
+      label: the line's name in a legend.
       color: of both.
       failed: what a value that is not finite counts as.
       log: take mean and interval of the logarithms: for values drawn on a logarithmic axis.
+      marker: of each position.
     """
     filled = np.where(np.isfinite(values), values, failed)
     intervals = [analysis.t_interval(np.log(column) if log else column) for column in filled.T]
     mean, low, high = (np.exp(each) if log else np.array(each) for each in zip(*intervals, strict=True))
-    axes.plot(x, mean, color=color, label=label)
+    axes.plot(x, mean, color=color, label=label, marker=marker, markersize=3.5)
     axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
 
 
@@ -87,11 +88,9 @@ def points_band(
     """Draws a metric's last value over an axis: mean over seeds, 95% band, a cross where every seed failed."""
     values = analysis.by_seed(table, metric, over, failed=failed)
     x = values.columns.to_numpy(float)
-    means = pd.DataFrame([analysis.t_interval(column) for _, column in values.items()])
-    axes.plot(x, means["mean"], color=color, label=label, marker="o", markersize=3.5)
-    axes.fill_between(x, means["low"], means["high"], color=color, alpha=0.2, linewidth=0)
+    band(axes, x, values.to_numpy(), label=label, color=color, marker="o")
     lost = (table.frame["status"] != "ok").groupby(table.frame[over]).all().to_numpy()
-    axes.plot(x[lost], means["mean"].to_numpy()[lost], linestyle="none", marker="x", color=color, markersize=8)
+    axes.plot(x[lost], values.mean().to_numpy()[lost], linestyle="none", marker="x", color=color, markersize=8)
 
 
 def heat_map(axes: Axes, table: Table, metric: str, *, x: str, y: str, failed: float = np.nan, **options: Any) -> Any:

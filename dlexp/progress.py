@@ -11,6 +11,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 _PLAIN_SECONDS = 5.0  # between two plain lines
 
 
+def say(console: Console, text: str) -> None:
+    """Prints a sentence as it is: no wrapping, no markup, no pictures made of its colons."""
+    console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
 class Display:
     """A context in which a sweep reports what happens.
 
@@ -56,7 +61,7 @@ class Display:
         """A group waits for its programs."""
         self._bar.update(self._task, text=f"compiling {config}")
         if not self._live:
-            self._console.print(f"{self._sweep}: compiling {config}", highlight=False, soft_wrap=True)
+            say(self._console, f"{self._sweep}: compiling {config}")
 
     def advanced(self, run_steps: int, num_nonfinite: int) -> None:
         """Runs made some steps."""
@@ -90,4 +95,4 @@ class Display:
         self._spoken = time.monotonic()
         left = self._num_runs - self._before - self._advanced
         wait = f", {left / self._rate():.0f} s left" if left >= 0.5 and self._rate() > 0 else ""
-        self._console.print(f"{self._sweep}: {self._text()}{wait}", highlight=False, soft_wrap=True)
+        say(self._console, f"{self._sweep}: {self._text()}{wait}")

@@ -63,9 +63,9 @@ def best_points(results: Results) -> Iterable[Grid]:
     """Yields, for each sweep with a validation metric, the best swept values of every config."""
     for name, table in results.items():
         over = [axis for axis in table.axes if axis in table.frame and _is_swept(results, name, axis)]
-        if not over or not any(metric in table.frame for metric in analysis.CHOOSE_BY):
-            continue
-        yield _best_table(name, table, over)
+        choose_by = analysis.choosing_metric(table)
+        if over and choose_by:
+            yield _best_table(name, table, over, analysis.reported_metric(table, choose_by))
 
 
 def claim_table(claims: Sequence[Claim]) -> Grid:
@@ -109,11 +109,8 @@ def agreement(own: Results, reference: Results) -> Iterable[str]:
         )
 
 
-def _best_table(name: str, table: Table, over: Sequence[str]) -> Grid:
-    best = analysis.best(table, over)
-    chosen_by = next(metric for metric in analysis.CHOOSE_BY if metric in table.frame)
-    metric = chosen_by.replace("validation/", "test/")
-    metric = metric if metric in table.frame else chosen_by
+def _best_table(name: str, table: Table, over: Sequence[str], metric: str) -> Grid:
+    best = analysis.best(table, over, report=metric)
     rows = _new(f"{name}: best point by validation, {metric} there")
     shown = [column for column in best if column not in ("low", "high", "num_failed", "mean", "num_seeds")]
     for heading in (*shown, "mean", "95% interval", "seeds", "failed"):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlexp.interrupt import deferred
-from dlexp.progress import Display
+from dlexp.progress import Display, say
 from dlexp.results import checkpoint, folders, store, table
 from dlexp.results.files import ResultsError
 from dlexp.sweep import engine, machine
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 LONG_CHUNK_SECONDS = 60.0  # a chunk expected to take longer keeps its state on the way
 CHECKPOINT_SECONDS = 30.0  # between two states
-_PREFIXES = ("carry", "rows")
 
 
 def train(
@@ -42,12 +41,12 @@ def train(
     dropped = tuple(plans) if fresh else ()
     for name in dropped:
         num_files = len(list((folder / name).glob("*.parquet")))
-        _say(console, f"--fresh drops {folder / name} with {num_files} files of runs")
+        say(console, f"--fresh drops {folder / name} with {num_files} files of runs")
     with folders.claimed(folder, experiment.name, experiment.version, drop=dropped) as manifest:
         manifest = _declared(experiment, plans, scale, manifest)
         try:
             folders.write_manifest(folder, manifest)
-            with deferred(lambda text: _say(console, text)) as stopping, _timed(folder, manifest):
+            with deferred(lambda text: say(console, text)) as stopping, _timed(folder, manifest):
                 for name, each in plans.items():
                     _Sweep(each, folder / name, console, stopping).train()
         except engine.OutOfMemoryError as error:
@@ -108,7 +107,7 @@ class _Sweep:
         num_done = sum(1 for group in self._plan.groups for name, _ in self._plan.runs(group) if name in saved)
         num_missing = self._plan.num_runs - num_done
         if not num_missing:
-            _say(self._console, f"{self._plan.identity.sweep}: all {num_done} runs are saved")
+            say(self._console, f"{self._plan.identity.sweep}: all {num_done} runs are saved")
             return
         provenance = machine.provenance(devices)
         identity, sweep = self._plan.identity, self._plan.sweep
@@ -123,7 +122,7 @@ class _Sweep:
         asked = {identity.num_steps: self._plan.sweep.num_evals}
         saved, moved = store.finished(self._folder, identity.experiment, identity.version, identity.sweep, asked)
         for path in moved:
-            _say(self._console, f"damaged or foreign results moved to {path}; their runs are trained again")
+            say(self._console, f"damaged or foreign results moved to {path}; their runs are trained again")
         return saved
 
     def _handle(self, event: engine.Event, display: Display, provenance: Mapping[str, Any]) -> None:
@@ -133,7 +132,7 @@ class _Sweep:
             case Narrowed(group, width):
                 display.started_over()
                 config = _config_text(self._plan.groups[group].family.config)
-                _say(self._console, f"{config}: out of memory; going on with {width} runs at once on each device")
+                say(self._console, f"{config}: out of memory; going on with {width} runs at once on each device")
             case Advanced():
                 display.advanced(event.run_steps, event.num_nonfinite)
                 self._keep_state(event)
@@ -174,13 +173,9 @@ def _to_snapshot(step: int, arrays: Mapping[str, np.ndarray]) -> Snapshot:
     def numbered(prefix: str) -> list[np.ndarray]:
         return [arrays[f"{prefix}{index}"] for index in range(sum(name.startswith(prefix) for name in arrays))]
 
-    carry, rows = map(numbered, _PREFIXES)
+    carry, rows = numbered("carry"), numbered("rows")
     names = arrays["names"].tobytes().decode().split("\n")
     return Snapshot(step, carry, np.array(arrays["nonfinite_at"]), dict(zip(names, map(np.array, rows), strict=True)))
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def _columns(chunk: Finished) -> dict[str, Any]:

@@ -221,6 +221,62 @@ def test_a_chunk_goes_on_bit_for_bit_from_a_state_kept_between_segments(tmp_path
     assert not list(tmp_path.glob(f"cut/**/{checkpoint.FOLDER}"))
 
 
+def keyed_learner(config, num_steps):
+    """A random walk whose key is a part of its state."""
+
+    def update(key, hyper, data, state):
+        own, w = state
+        own, step_key = jax.random.split(own)
+        w = w + hyper["learning_rate"] * jax.random.normal(step_key)
+        return (own, w), {"batch/w": w}
+
+    from dlexp import optim
+
+    return Learner(
+        np.zeros(1, np.float32),
+        {"learning_rate": optim.LEARNING_RATE},
+        lambda key, hyper, data: (jax.random.split(key)[0], jnp.zeros((config["size"],) if config else ())),
+        update,
+        lambda key, hyper, data, state: {"test/w": state[1].sum()},
+    )
+
+
+def test_a_state_with_a_random_key_goes_on_bit_for_bit(devices, monkeypatch):
+    monkeypatch.setattr(engine, "SEGMENT_SECONDS", 0.0)
+    sweep = Sweep(grid(hyper={"learning_rate": (0.1, 0.2)}), keyed_learner, 12, 2)
+    plan = planning.make(Identity("tests.keyed", 1, "main", 12), sweep, devices)
+    kept = {}
+    for event in engine.train(plan, devices):
+        if isinstance(event, engine.Advanced) and not kept and event.run_steps == 2:
+            kept[event.chunk] = event.snapshot()
+    (step,) = (each.step for each in kept.values())
+    whole, resumed = (
+        next(event for event in engine.train(plan, devices, resume=source.get) if isinstance(event, engine.Finished))
+        for source in ({}, kept)
+    )
+    assert step < 12
+    np.testing.assert_array_equal(whole.metrics["test/w"][:, -1], resumed.metrics["test/w"][:, -1])
+
+
+def test_a_state_of_another_program_is_not_gone_on_from(devices):
+    plans = [
+        planning.make(
+            Identity("tests.keyed", 1, "main", 4),
+            Sweep(
+                grid(hyper={"learning_rate": (0.1,)}), lambda c, n, size=size: keyed_learner({"size": size}, n), 4, 1
+            ),
+            devices,
+        )
+        for size in (2, 3)
+    ]
+    advanced = (event for event in engine.train(plans[0], devices) if isinstance(event, engine.Advanced))
+    kept = {event.chunk: event.snapshot() for event in [next(advanced)]}
+    again = list(engine.train(plans[1], devices, resume=kept.get))
+    assert kept
+    assert sum(event.run_steps for event in again if isinstance(event, engine.Advanced)) == 4
+    assert [event.status for event in again if isinstance(event, engine.Finished)] == [("ok",)]
+
+
 def test_a_damaged_state_is_passed_over(tmp_path):
     arrays = {"carry0": np.arange(6.0).reshape(2, 3), "empty": np.zeros((2, 0))}
     checkpoint.save(tmp_path, "chunk", 5, arrays)

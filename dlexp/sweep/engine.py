@@ -227,7 +227,7 @@ def _train_chunk(chunk: _Chunk, placed: _Placed, pace: _Pace, resume: Resume) ->
     )
     programs, recorder = placed.programs, Recorder(len(chunk.runs), chunk.num_steps, chunk.num_evals)
     carry = programs.initialize(*arguments)
-    saved = resume(name)
+    saved = _fitting(resume(name), carry)
     if saved is None:
         start = 0
         recorder.add(0, programs.evaluate(*arguments, carry), {})
@@ -267,18 +267,36 @@ def _num_lost(recorder: Recorder) -> int:
 
 def _snapshotter(step: int, carry: PyTree, recorder: Recorder) -> Callable[[], Snapshot]:
     def take() -> Snapshot:
-        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(carry)]
+        leaves = [np.asarray(_words(leaf)) for leaf in jax.tree.leaves(carry)]
         return Snapshot(step, leaves, recorder.nonfinite_at, recorder.rows)
 
     return take
 
 
+def _words(leaf: jax.Array) -> jax.Array:
+    """The numbers a random key is made of; any other array as it is."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _is_key(leaf: jax.Array) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _fitting(saved: Snapshot | None, carry: PyTree) -> Snapshot | None:
+    """The snapshot, unless it is of another program: the code has changed since, so the chunk begins anew."""
+    expected = [(words.shape, words.dtype) for words in map(_words, jax.tree.leaves(carry))]
+    return saved if saved and [(leaf.shape, leaf.dtype) for leaf in saved.carry] == expected else None
+
+
 def _restored(carry: PyTree, leaves: list[np.ndarray]) -> PyTree:
-    """The saved leaves in the places, and with the shapes and types, of a fresh carry's."""
+    """The saved leaves in the places of a fresh carry's."""
     fresh, treedef = jax.tree.flatten(carry)
-    if [(leaf.shape, leaf.dtype) for leaf in fresh] != [(leaf.shape, leaf.dtype) for leaf in leaves]:
-        raise ValueError("the saved state of a chunk has other shapes than the program's; remove it and run again")
-    placed = [jax.device_put(leaf, like.sharding) for leaf, like in zip(leaves, fresh, strict=True)]
+    placed = [
+        jax.random.wrap_key_data(jax.device_put(leaf, _words(like).sharding), impl=jax.random.key_impl(like))
+        if _is_key(like)
+        else jax.device_put(leaf, like.sharding)
+        for leaf, like in zip(leaves, fresh, strict=True)
+    ]
     return jax.tree.unflatten(treedef, placed)
 
 
