@@ -221,3 +221,45 @@ def by_seed(table: Table, metric: str, over: str, *, failed: float) -> pd.DataFr
     if values.isna().any(axis=None):
         raise ValueError(f"by_seed: not every seed of sweep {table.name} has every {over}; select those that do")
     return values
+
+
+def at_best(
+    table: Table, over: str, report: str, *, failed: float, choose_by: str = CHOOSE_BY[0], worst: float = 0.0
+) -> np.ndarray:
+    """Returns a metric's last values at the best value of an axis, `[seed]`: what a variant does at its own best rate.
+
+    The best value is the one with the best mean of `choose_by` over seeds (accuracies largest, else smallest).
+
+    Args:
+      table: runs that differ in `over` and the seed alone.
+      over: the axis to choose on.
+      report: the metric.
+      failed: what a run without a finite value counts as in `report`.
+      choose_by: the metric that chooses.
+      worst: what such a run counts as in `choose_by`.
+
+    Raises:
+      ValueError: as `by_seed` does.
+    """
+    return by_seed(table, report, over, failed=failed)[chosen(table, over, choose_by=choose_by, worst=worst)].to_numpy()
+
+
+def chosen(table: Table, over: str, *, choose_by: str = CHOOSE_BY[0], worst: float = 0.0) -> float:
+    """Returns the value of an axis with the best mean of `choose_by` over seeds, as in `at_best`."""
+    means = by_seed(table, choose_by, over, failed=worst).mean()
+    return float(means.idxmax() if choose_by.endswith("accuracy") else means.idxmin())
+
+
+def first_step(table: Table, metric: str, target: float) -> np.ndarray:
+    """Returns the step at which a metric first reaches a target, `[run]`, between evaluations by a straight line.
+
+    A run that never does counts as the end of the training, so comparisons are on the safe side.
+    """
+    steps, curves = table.steps(metric).astype(float), table.curves(metric)
+    reached = np.nan_to_num(curves, nan=-np.inf) >= target
+    first = np.argmax(reached, axis=1)
+    rows = np.arange(len(curves))
+    before, after = curves[rows, np.maximum(first - 1, 0)], curves[rows, first]
+    share = (target - before) / np.where(after > before, after - before, 1.0)
+    between = steps[np.maximum(first - 1, 0)] + share * (steps[first] - steps[np.maximum(first - 1, 0)])
+    return np.where(reached.any(axis=1), np.where(first == 0, steps[0], between), steps[-1])

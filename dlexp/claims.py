@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from dlexp import analysis
+from dlexp.results.table import NotMeasuredError
+
+Values = Sequence[float] | np.ndarray
 
 SUPPORTED, REFUTED, MIXED, UNDECIDED = "supported", "refuted", "mixed", "undecided"
 
@@ -54,7 +58,7 @@ def judge(
     *,
     source: str,
     rule: str,
-    effects: Mapping[str, Sequence[float] | np.ndarray],
+    effects: Mapping[str, Values | Callable[[], Values]],
     smallest: float = 0.0,
 ) -> Claim:
     """Returns the claim with its verdict.
@@ -67,7 +71,9 @@ def judge(
       claim: the statement.
       source: who says so.
       rule: what is measured, and the smallest effect that matters, in words.
-      effects: condition -> one value a seed, paired where two things are compared; larger speaks for the claim.
+      effects: condition -> one value a seed, paired where two things are compared; larger speaks for the claim. A
+        function is called for them; where it meets a sweep or a value that the grid does not have
+        (`NotMeasuredError`), its condition is not measured.
       smallest: the effect that must be exceeded.
 
     A condition with fewer than two seeds is not measured; without any other the claim is undecided, with no effect.
@@ -75,12 +81,13 @@ def judge(
     Raises:
       ValueError: on a value that is not finite.
     """
-    intervals = {}
-    for condition, values in effects.items():
+    intervals, num_seeds = {}, {}
+    for condition, effect in effects.items():
+        values = _measured(effect)
         if not np.isfinite(np.asarray(values, float)).all():
             raise ValueError(f"judge: {condition!r} has values that are not finite; count failed runs as a value")
         if len(values) > 1:
-            intervals[condition] = analysis.t_interval(values)
+            intervals[condition], num_seeds[condition] = analysis.t_interval(values), len(values)
     if not intervals:
         return Claim(claim, source, rule, UNDECIDED, None, None, 0, "not measured in this grid")
     verdicts = {name: verdict_of((each.low, each.high), smallest) for name, each in intervals.items()}
@@ -94,9 +101,24 @@ def judge(
         verdict=verdicts[hardest] if agreed else MIXED,
         effect=_rounded(intervals[hardest].mean),
         interval=(_rounded(intervals[hardest].low), _rounded(intervals[hardest].high)),
-        num_seeds=min(len(effects[name]) for name in intervals),
+        num_seeds=min(num_seeds.values()),
         condition=hardest if len(intervals) == 1 else shown,
     )
+
+
+def each(label: str, cases: Iterable, effect: Callable[..., Values]) -> dict[str, Callable[[], Values]]:
+    """Returns one condition a case for `judge`: its name and a function that measures it.
+
+    >>> {name: value() for name, value in each("{} layers", (2, 10), lambda layers: [layers]).items()}
+    {'2 layers': [2], '10 layers': [10]}
+
+    Args:
+      label: the conditions' names, with a field for each of a case's values.
+      cases: values, or tuples of them.
+      effect: from a case's values to one value a seed.
+    """
+    tuples = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return {label.format(*case): partial(effect, *case) for case in tuples}
 
 
 def to_json(claims: Sequence[Claim]) -> str:
@@ -108,6 +130,15 @@ def from_json(text: str) -> list[Claim]:
     """Returns the claims of `to_json`'s text."""
     entries = json.loads(text)
     return [Claim(**{**entry, "interval": entry["interval"] and tuple(entry["interval"])}) for entry in entries]
+
+
+def _measured(effect: Values | Callable[[], Values]) -> Values:
+    if not callable(effect):
+        return effect
+    try:
+        return effect()
+    except NotMeasuredError:
+        return []
 
 
 def _shown(interval: analysis.Interval) -> str:

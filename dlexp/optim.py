@@ -214,6 +214,11 @@ def clip_by_global_norm() -> Optimizer:
     return Optimizer({"clip_norm": _POSITIVE}, lambda hyper: optax.clip_by_global_norm(hyper["clip_norm"]))
 
 
+def clip_by_value() -> Optimizer:
+    """Returns `g <- min(max(g, -clip_value), clip_value)`, number by number: it also turns the gradient."""
+    return Optimizer({"clip_value": _POSITIVE}, lambda hyper: optax.clip(hyper["clip_value"]))
+
+
 def chain(*optimizers: Optimizer) -> Optimizer:
     """Returns the optimizers one after another, with all their swept numbers.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -93,6 +94,26 @@ def points_band(
     axes.plot(x[lost], values.mean().to_numpy()[lost], linestyle="none", marker="x", color=color, markersize=8)
 
 
+def curve_at_best(
+    axes: Axes, table: Table, metric: str, *, label: str, color: str, over: str = "learning_rate", **options: Any
+) -> float:
+    """Draws a metric over the steps at the best value of an axis, chosen as in `analysis.chosen`; returns that value.
+
+    Args:
+      axes: where.
+      table: runs that differ in `over` and the seed alone.
+      metric: its name.
+      label: may name the value: `{:g}`.
+      color: of line and band.
+      over: the axis.
+      options: as in `band`.
+    """
+    value = analysis.chosen(table, over)
+    runs = table.select(**{over: value})
+    band(axes, runs.steps(metric), runs.curves(metric), label=label.format(value), color=color, **options)
+    return value
+
+
 def heat_map(axes: Axes, table: Table, metric: str, *, x: str, y: str, failed: float = np.nan, **options: Any) -> Any:
     """Draws the mean over seeds of a metric's last value over the two axes `x` and `y`; returns it for a colour bar."""
     means = analysis.points(table, metric, failed=failed)
@@ -113,14 +134,26 @@ def theory_line(axes: Axes, x: Sequence[float] | np.ndarray, y: Sequence[float] 
 def legend_below(figure: Figure, axes: Axes, note: str = "") -> None:
     """Puts one legend for all axes under the figure, with a note (such as `counts`) above its entries."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = min(len(labels), 6)
-    legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=note, title_fontsize=9)
+    columns = next((n for n in range(min(len(labels), 6), 1, -1) if _fits(figure, labels, n)), 1)
+    title = _wrapped(figure, note)
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=title, title_fontsize=9)
     legend.get_title().set_color("#666666")
 
 
 def note(figure: Figure, text: str) -> None:
     """Puts a small grey line (such as `counts`) under a figure that has no legend there."""
-    figure.supxlabel(text, fontsize=9, color="#666666")
+    figure.supxlabel(_wrapped(figure, text), fontsize=9, color="#666666")
+
+
+def _fits(figure: Figure, labels: Sequence[str], num_columns: int) -> bool:
+    """Whether a legend of that many columns is narrower than its figure, at about 0.085 inches a character."""
+    per_column = -(-len(labels) // num_columns)
+    columns = [labels[start : start + per_column] for start in range(0, len(labels), per_column)]
+    return sum(0.6 + 0.085 * max(map(len, column)) for column in columns) < figure.get_figwidth()
+
+
+def _wrapped(figure: Figure, text: str) -> str:
+    return textwrap.fill(text, int(13.5 * figure.get_figwidth()))  # characters of 9 points
 
 
 def counts(tables: Iterable[Table], failed_as: str) -> str:

@@ -372,3 +372,55 @@ def test_batches_larger_than_the_training_set_are_refused():
     model = models.mlp(width=4, num_layers=2, num_outputs=3)
     with pytest.raises(ValueError, match=r"batch_size must be in \[1, 90\]"):
         learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=91)
+
+
+def test_a_recurrent_network_is_its_recursion():
+    model = models.rnn(width=5, num_outputs=2)
+    hyper = {"init_scale": 1.0, "bias_scale": 0.3, "recurrent_scale": 1.5}
+    inputs = jax.random.normal(jax.random.key(1), (3, 7, 2))
+    variables = model.init(jax.random.key(0), hyper, inputs)
+    outputs, _ = model.apply(variables, hyper, inputs, key=jax.random.key(2), train=True)
+    params, hidden = variables["params"], np.zeros((3, 5))
+    for step in range(7):
+        driven = inputs[:, step] @ params["input"]["kernel"] + params["input"]["bias"]
+        hidden = np.tanh(driven + hidden @ params["cell"]["recurrent"]["kernel"])
+    expected = hidden @ params["output"]["kernel"] + params["output"]["bias"]
+    np.testing.assert_allclose(outputs, expected, atol=2e-6)  # float32, seven steps
+
+
+def test_the_recurrent_scale_is_the_spectral_radius_of_a_wide_network():
+    model = models.rnn(width=300, num_outputs=1)
+    hyper = {"init_scale": 1.0, "bias_scale": 0.0, "recurrent_scale": 1.3}
+    kernel = model.init(jax.random.key(0), hyper, jnp.zeros((1, 2, 2)))["params"]["cell"]["recurrent"]["kernel"]
+    assert np.abs(np.linalg.eigvals(kernel)).max() == pytest.approx(1.3, rel=0.1)  # fluctuates by 1 / sqrt(width)
+
+
+def test_residual_branches_of_scale_zero_leave_the_first_layer():
+    hyper = {"init_scale": 1.0, "bias_scale": 0.1, "branch_scale": 0.0}
+    inputs = jax.random.normal(jax.random.key(1), (4, 6))
+    model = models.mlp(width=8, num_layers=30, num_outputs=3, residual=True, preactivation=True, scaled_branches=True)
+    variables = model.init(jax.random.key(0), hyper, inputs)
+    outputs, _ = model.apply(variables, hyper, inputs, key=jax.random.key(2), train=True)
+    first, output = variables["params"]["first"]["Dense_0"], variables["params"]["output"]
+    expected = (inputs @ first["kernel"] + first["bias"]) @ output["kernel"] + output["bias"]
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5)
+
+
+def test_unscaled_branches_double_the_variance_and_scaled_ones_keep_it_below_e():
+    inputs = jax.random.normal(jax.random.key(1), (8, 512))
+    model = models.mlp(
+        width=512, num_layers=12, num_outputs=512, residual=True, preactivation=True, scaled_branches=True
+    )
+    for scale, growth in ((1.0, 2.0**10), (10**-0.5, 1.1**10)):
+        hyper = {"init_scale": 1.0, "bias_scale": 0.0, "branch_scale": scale}
+        variables = model.init(jax.random.key(0), hyper, inputs)
+        outputs, _ = model.apply(variables, hyper, inputs, key=jax.random.key(2), train=True)
+        # he weights double the variance in the first and the output layer, too; 10% a layer at width 512 in all
+        assert float(jnp.var(outputs)) == pytest.approx(2 * 2 * growth, rel=0.5)
+
+
+def test_branches_are_scaled_in_residual_networks_alone():
+    with pytest.raises(ValueError, match="scaled_branches needs residual=True"):
+        models.mlp(width=4, num_layers=4, num_outputs=2, scaled_branches=True)
+    with pytest.raises(ValueError, match="neither an own block nor dropout"):
+        models.mlp(width=4, num_layers=4, num_outputs=2, preactivation=True, dropout="inverted")

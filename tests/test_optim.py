@@ -148,3 +148,31 @@ def test_optimizers_that_disagree_on_a_name_are_refused():
         optim.chain(optim.sgd(), optim.momentum())
     with pytest.raises(ValueError, match="sgd, momentum, rmsprop, adam, adamw"):
         optim.from_name("lion")
+
+
+def test_clipping_by_norm_keeps_the_direction_and_by_value_turns_it():
+    grads = {"a": jnp.asarray([3.0, 0.1]), "b": jnp.asarray([-4.0])}
+    clipped = {}
+    for name, optimizer, bound in (
+        ("norm", optim.clip_by_global_norm(), {"clip_norm": 0.5}),
+        ("value", optim.clip_by_value(), {"clip_value": 0.5}),
+        ("loose", optim.clip_by_global_norm(), {"clip_norm": 50.0}),
+    ):
+        tx = optimizer.make_tx(values(optimizer, **bound))
+        clipped[name] = np.concatenate(jax.tree.leaves(tx.update(grads, tx.init(grads))[0]))
+    flat = np.concatenate(jax.tree.leaves(grads))
+
+    def cosine(other):
+        return flat @ other / np.linalg.norm(flat) / np.linalg.norm(other)
+
+    assert np.linalg.norm(clipped["norm"]) == pytest.approx(0.5, rel=1e-6)
+    assert cosine(clipped["norm"]) == pytest.approx(1.0, abs=1e-6)
+    np.testing.assert_array_equal(clipped["value"], [0.5, np.float32(0.1), -0.5])
+    assert cosine(clipped["value"]) < 0.999
+    np.testing.assert_array_equal(clipped["loose"], flat)
+
+
+def test_the_cliff_of_one_weight_is_over_a_million_steep():
+    slope = jax.grad(lambda weight: weight**100)(1.1)
+    assert float(slope) == pytest.approx(100 * 1.1**99, rel=1e-4)
+    assert float(slope) == pytest.approx(1.25e6, rel=5e-3)

@@ -11,7 +11,8 @@ from scipy import stats
 
 from dlexp import analysis, claims
 from dlexp.claims import judge
-from dlexp.results import load
+from dlexp.results import Table, load
+from dlexp.results.table import Part
 from dlexp.sweep import grid
 from tests.test_results import save
 
@@ -123,3 +124,32 @@ def test_runs_of_one_curve_come_by_seed_with_failures_filled_in(tmp_path):
     np.testing.assert_allclose(values[0.1], [1, 1.01, 1.02, 1.03], rtol=1e-6)
     with pytest.raises(ValueError, match="differ in optimizer too"):
         analysis.by_seed(main, "test/loss", "learning_rate", failed=9.0)
+
+
+def test_a_condition_that_the_grid_lacks_is_left_out_and_a_mistake_is_not(tmp_path):
+    save(tmp_path, RATES)
+    results = load(tmp_path)
+    (name,) = results
+    table = results[name]
+    claim = judge(
+        "x",
+        source="s",
+        rule="r",
+        effects={
+            "there": lambda: np.arange(3.0) + 5,
+            "no such rate": lambda: table.select(learning_rate=77.0),
+            "no such sweep": lambda: results["other"],
+        },
+    )
+    assert (claim.verdict, claim.condition, claim.num_seeds) == ("supported", "there", 3)
+    assert "other" not in results
+    assert name in results
+    with pytest.raises(ValueError, match="no axis"):
+        judge("x", source="s", rule="r", effects={"misspelt": lambda: table.select(rate=0.1)})
+
+
+def test_the_first_step_is_read_between_evaluations():
+    frame = pd.DataFrame({"seed": [0, 1, 2], "status": "ok", "run_id": list("abc")})
+    curves = np.array([[0.0, 0.5, 1.0], [0.9, 1.0, 1.0], [0.0, np.nan, np.nan]])
+    table = Table("main", (Part(frame, {"train/accuracy": curves}),), (), num_steps=20, num_evals=2)
+    np.testing.assert_allclose(analysis.first_step(table, "train/accuracy", 0.75), [15.0, 0.0, 20.0])

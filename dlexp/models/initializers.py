@@ -68,10 +68,17 @@ def _leaf(name: str, stacked: bool, normals: jax.Array, hyper: Hyper, initialize
     }
     if name in simple:
         return simple[name]()
-    return hyper["init_scale"] * _kernel(initializer, normals, stacked)
+    return hyper["init_scale"] * kernel(initializer, normals, stacked=stacked)
 
 
-def _kernel(initializer: str, normals: jax.Array, stacked: bool) -> jax.Array:
+def kernel(initializer: str, normals: jax.Array, *, stacked: bool = False) -> jax.Array:
+    """Returns initial weights `[*window, in, out]` at `init_scale` 1 from as many standard normal numbers.
+
+    Args:
+      initializer: one of `NAMES`.
+      normals: of the shape of the weights.
+      stacked: whether there is a leading axis `[layer]`.
+    """
     *window, num_in, num_out = normals.shape[1:] if stacked else normals.shape
     receptive = math.prod(window)
     if initializer == "zeros":

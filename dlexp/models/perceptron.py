@@ -45,24 +45,51 @@ def dense_block(
     return layers.dropout(hidden, hyper["dropout_rate"], key, train=train, convention=dropout)
 
 
+def preactivation_block(
+    inputs: jax.Array,
+    width: int,
+    hyper: Hyper,
+    key: Key,
+    train: bool,
+    *,
+    activation: str = "relu",
+    normalization: str = "none",
+) -> jax.Array:
+    """Returns normalization, activation, dense: `[batch, width]`, the branch of a residual layer with mean zero.
+
+    Source: He et al., "Identity Mappings in Deep Residual Networks", 2016, https://arxiv.org/abs/1603.05027.
+    """
+    hidden = layers.normalize(inputs, normalization, train)
+    return nn.Dense(width)(layers.activation_function(activation)(hidden))
+
+
+def _linear_block(inputs: jax.Array, width: int, hyper: Hyper, key: Key, train: bool) -> jax.Array:
+    return nn.Dense(width)(inputs)
+
+
 class _Layer(nn.Module):
     block: Block
     width: int
     residual: bool
     train: bool
+    scaled: bool = False
 
     @nn.compact
     def __call__(self, inputs: jax.Array, key: Key, hyper: Hyper) -> tuple[jax.Array, None]:
         outputs = self.block(inputs, self.width, hyper, key, self.train)
+        if self.scaled:
+            outputs = hyper["branch_scale"] * outputs
         return (inputs + outputs if self.residual else outputs), None
 
 
 class _MLP(nn.Module):
+    first_block: Block
     block: Block
     width: int
     num_layers: int
     num_outputs: int
     residual: bool
+    scaled: bool
 
     @nn.compact
     def __call__(self, inputs: jax.Array, hyper: Hyper, key: Key, train: bool) -> jax.Array:
@@ -70,7 +97,7 @@ class _MLP(nn.Module):
         num_hidden = self.num_layers - 2
         first_key, hidden_key = jax.random.split(key)
         if self.num_layers > 1:
-            hidden, _ = _Layer(self.block, self.width, False, train, name="first")(hidden, first_key, hyper)
+            hidden, _ = _Layer(self.first_block, self.width, False, train, name="first")(hidden, first_key, hyper)
         if num_hidden > 0:
             # One set of stacked parameters for both forms, so the choice never changes a network's weights.
             stack = nn.scan(
@@ -80,7 +107,7 @@ class _MLP(nn.Module):
                 in_axes=(0, nn.broadcast),
                 length=num_hidden,
                 unroll=num_hidden if num_hidden <= UNROLLED_LAYERS else 1,
-            )(self.block, self.width, self.residual, train, name=initializers.STACKED)
+            )(self.block, self.width, self.residual, train, self.scaled, name=initializers.STACKED)
             hidden, _ = stack(hidden, jax.random.split(hidden_key, num_hidden), hyper)
         return nn.Dense(self.num_outputs, name="output")(hidden)
 
@@ -95,13 +122,16 @@ def mlp(
     placement: str = "before",
     dropout: str = "none",
     residual: bool = False,
+    preactivation: bool = False,
+    scaled_branches: bool = False,
     initializer: str = "he",
     block: Block | None = None,
     hyper: Mapping[str, Range] | None = None,
 ) -> Model:
     """Returns a perceptron with `num_layers` layers of weights: `[batch, ...]` to `[batch, num_outputs]`.
 
-    One layer is a linear model. Swept: `init_scale`, `bias_scale`, and `dropout_rate` with dropout.
+    One layer is a linear model. Swept: `init_scale`, `bias_scale`, `dropout_rate` with dropout, and `branch_scale`
+    with scaled branches.
 
     Args:
       width: units of each hidden layer.
@@ -113,6 +143,10 @@ def mlp(
       placement: of the normalization: before or after the activation.
       dropout: none, inverted (scaled in training) or classic (scaled at inference), after each hidden layer.
       residual: whether each hidden layer but the first adds its output to its input.
+      preactivation: whether each hidden layer but the first is normalization, activation, dense, and the first only
+        dense: the form in which the branches of a residual network have mean zero.
+      scaled_branches: whether the swept `branch_scale` multiplies what a residual layer adds, `1 / sqrt(num_layers)`
+        being the value that keeps the signal of a deep network bounded.
       initializer: zeros, constant, normal, glorot, he, lecun or orthogonal.
       block: `(inputs, width, hyper, key, train) -> outputs` in place of `dense_block`; the choices from
         `activation` to `dropout` are then its own affair.
@@ -128,13 +162,19 @@ def mlp(
     layers.check_choice("mlp", "normalization", normalization, layers.NORMALIZATIONS)
     layers.check_choice("mlp", "placement", placement, ("before", "after"))
     layers.check_choice("mlp", "dropout", dropout, layers.DROPOUTS)
+    if scaled_branches and not residual:
+        raise ValueError("mlp: scaled_branches needs residual=True")
+    if preactivation and (block or dropout != "none"):
+        raise ValueError("mlp: preactivation goes with neither an own block nor dropout")
     chosen = block or partial(
-        dense_block,
-        activation=activation,
-        normalization=normalization,
-        placement=placement,
-        dropout=dropout,
+        dense_block, activation=activation, normalization=normalization, placement=placement, dropout=dropout
     )
+    if preactivation:
+        chosen = partial(preactivation_block, activation=activation, normalization=normalization)
     swept = {} if dropout == "none" else {"dropout_rate": DROPOUT_RATE}
-    module = _MLP(chosen, width, num_layers, num_outputs, residual)
+    if scaled_branches:
+        swept["branch_scale"] = Range(0.0)
+    module = _MLP(
+        _linear_block if preactivation else chosen, chosen, width, num_layers, num_outputs, residual, scaled_branches
+    )
     return from_linen(module, {**swept, **(hyper or {})}, initializer=initializer)

@@ -19,6 +19,11 @@ from dlexp.sweep.grids import Block, Grid, Identity, run_id
 if TYPE_CHECKING:
     import xarray as xr
 
+
+class NotMeasuredError(ResultsError, ValueError):
+    """A sweep, or a value on an axis, that the saved grid does not have: smaller scales leave out much."""
+
+
 _MAX_LABELLED = 50_000_000  # numbers in one labelled array
 
 
@@ -77,7 +82,7 @@ class Table:
         """Returns the runs with these values on these axes (`seed` and `status` too); a list means any of them.
 
         Raises:
-          ValueError: on an axis the sweep has not, or where no run is left.
+          ValueError: on an axis the sweep has not, or (`NotMeasuredError`) where no run is left.
         """
         for name in values:
             if name not in (*self.axes, "seed", "status"):
@@ -85,7 +90,7 @@ class Table:
         parts = [_select(part, values) for part in self.parts]
         left = tuple(part for part in parts if len(part.frame))
         if not left:
-            raise ValueError(f"select: no run of sweep {self.name} has {values}")
+            raise NotMeasuredError(f"select: no run of sweep {self.name} has {values}")
         return Table(self.name, left, self.axes, self.num_steps, self.num_evals)
 
     def curves(self, metric: str) -> np.ndarray:
@@ -156,8 +161,11 @@ class Results(Mapping[str, Table]):
         """Returns a sweep's table."""
         if name not in self.tables:
             known = ", ".join(self.tables) or "none"
-            raise ResultsError(f"{self.folder} has no finished run of sweep {name!r}; there are {known}")
+            raise NotMeasuredError(f"{self.folder} has no finished run of sweep {name!r}; there are {known}")
         return self.tables[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tables
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tables)

@@ -1,0 +1,1 @@
+"""Why go deep: which deep networks train, and what depth buys."""

@@ -1,0 +1,1 @@
+"""What deep networks meet: vanishing and exploding gradients, and the remedies."""

@@ -1,0 +1,1 @@
+"""When networks generalize: dropout, weight decay, early stopping, capacity."""
