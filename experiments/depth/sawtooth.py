@@ -143,7 +143,7 @@ def _best_fit_error(x: jax.Array, target: jax.Array, num: int) -> jax.Array:
 
 def sweeps(scale: str) -> dict[str, Sweep]:
     """Trained networks by size and depth, random ones, and what is known exactly."""
-    seeds = {"smoke": 2, "cpu": 16, "gpu": 256}[scale]
+    seeds = {"smoke": range(2), "cpu": range(16, 32), "gpu": range(16, 272)}[scale]  # rules were tried on 0 to 15
     num_rates = {"smoke": 2, "cpu": 3, "gpu": 7}[scale]
     hyper: dict[str, Any] = {"learning_rate": np.geomspace(1e-3, 1e-1, num_rates), "bias_scale": (0.5,), "folds": FOLDS}
     shapes = [(hidden, width) for widths in WIDTHS.values() for hidden, width in widths.items()]
@@ -151,7 +151,10 @@ def sweeps(scale: str) -> dict[str, Sweep]:
     shapes = shapes[1:2] if scale == "smoke" else shapes
     trained, untrained_ones = (
         [grid(config={"hidden": (h,), "width": (w,)}, hyper=values, seeds=num) for h, w in chosen]
-        for chosen, values, num in ((shapes, hyper, seeds), (random, {"bias_scale": (0.5,)}, 4 * seeds))
+        for chosen, values, num in (
+            (shapes, hyper, seeds),
+            (random, {"bias_scale": (0.5,)}, range(16, 16 + 4 * len(seeds))),
+        )
     )
     num_steps = 100 if scale == "smoke" else 2000
     return {
