@@ -12,7 +12,7 @@ import optax
 from dlexp import losses
 from dlexp.data import Dataset, Split
 from dlexp.optim import Optimizer
-from dlexp.types import Hyper, Key, Learner, Metrics, Model, PyTree
+from dlexp.types import Hyper, Key, Learner, Metrics, Model, PyTree, Range
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -33,6 +33,7 @@ def supervised(
     *,
     batch_size: int | None,
     num_train_evaluated: int = 1000,
+    sweep_num_train: bool = False,
     metrics: Callable[[jax.Array, jax.Array], Metrics] | None = None,
 ) -> Learner:
     """Returns the learner that minimises the mean loss of random batches.
@@ -48,6 +49,8 @@ def supervised(
       data: the splits; `train` is required.
       batch_size: examples a step; None is the whole training set, in order.
       num_train_evaluated: how many of the first training rows `train/...` is measured on.
+      sweep_num_train: whether the size of the training set is swept, as `num_train`: its first rows are drawn from
+        and evaluated on, the others are not there. Default all of them.
       metrics: `(outputs, labels) -> {name: [batch]}`, more of them, averaged over each split.
 
     Raises:
@@ -60,6 +63,8 @@ def supervised(
             f"got {batch_size}"
         )
     shared = model.hyper.keys() & optimizer.hyper.keys()
+    if sweep_num_train and batch_size is None:
+        raise ValueError("supervised: sweep_num_train needs a batch_size; the whole set has a fixed shape")
     if shared:
         raise ValueError(f"supervised: model and optimizer both read {sorted(shared)}; rename one of them")
 
@@ -70,7 +75,7 @@ def supervised(
 
     def update(key: Key, hyper: Hyper, data: Dataset, state: State) -> tuple[State, Metrics]:
         batch_key, model_key = jax.random.split(key)
-        inputs, labels = _batch(batch_key, data.train, batch_size)
+        inputs, labels = _batch(batch_key, data.train, batch_size, hyper.get("num_train"))
 
         def batch_loss(params: PyTree) -> tuple[jax.Array, PyTree]:
             variables = {"params": params, **state.rest}
@@ -91,10 +96,14 @@ def supervised(
             variables = {"params": state.params, **state.rest}
             outputs, _ = model.apply(variables, hyper, split.inputs, key=key, train=False)
             values = _example_metrics(loss, metrics, outputs, split.labels)
-            measured |= {f"{name}/{metric}": value.mean() for metric, value in values.items()}
+            there = _there(len(split.inputs), hyper.get("num_train") if name == "train" else None)
+            measured |= {f"{name}/{metric}": jnp.mean(value, where=there) for metric, value in values.items()}
         return measured
 
-    return Learner(data, {**model.hyper, **optimizer.hyper}, init, update, evaluate)
+    swept = {**model.hyper, **optimizer.hyper}
+    if sweep_num_train:
+        swept["num_train"] = Range(1, num_train, default=num_train, integer=True)
+    return Learner(data, swept, init, update, evaluate)
 
 
 def _split_params(variables: PyTree) -> tuple[PyTree, dict[str, Any]]:
@@ -102,10 +111,15 @@ def _split_params(variables: PyTree) -> tuple[PyTree, dict[str, Any]]:
     return rest.pop("params"), rest
 
 
-def _batch(key: Key, split: Split, batch_size: int | None) -> Split:
+def _there(num_rows: int, num_train: jax.Array | None) -> jax.Array | None:
+    """Which rows the training set has, None for all."""
+    return None if num_train is None else jnp.arange(num_rows) < num_train
+
+
+def _batch(key: Key, split: Split, batch_size: int | None, num_train: jax.Array | None) -> Split:
     if batch_size is None:
         return split
-    rows = jax.random.randint(key, (batch_size,), 0, len(split.inputs))
+    rows = jax.random.randint(key, (batch_size,), 0, len(split.inputs) if num_train is None else num_train)
     return Split(split.inputs[rows], split.labels[rows])
 
 

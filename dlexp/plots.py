@@ -147,9 +147,8 @@ def note(figure: Figure, text: str) -> None:
 
 def _fits(figure: Figure, labels: Sequence[str], num_columns: int) -> bool:
     """Whether a legend of that many columns is narrower than its figure, at about 0.085 inches a character."""
-    per_column = -(-len(labels) // num_columns)
-    columns = [labels[start : start + per_column] for start in range(0, len(labels), per_column)]
-    return sum(0.6 + 0.085 * max(map(len, column)) for column in columns) < figure.get_figwidth()
+    columns = np.array_split([len(label) for label in labels], num_columns)
+    return sum(0.6 + 0.085 * max(column) for column in columns) < figure.get_figwidth()
 
 
 def _wrapped(figure: Figure, text: str) -> str:

@@ -424,3 +424,27 @@ def test_branches_are_scaled_in_residual_networks_alone():
         models.mlp(width=4, num_layers=4, num_outputs=2, scaled_branches=True)
     with pytest.raises(ValueError, match="neither an own block nor dropout"):
         models.mlp(width=4, num_layers=4, num_outputs=2, preactivation=True, dropout="inverted")
+
+
+def test_a_swept_training_size_is_the_same_as_a_smaller_data_set(devices):
+    full = bundled.load("digits")
+    small = full._replace(train=full.train._replace(inputs=full.train.inputs[:50], labels=full.train.labels[:50]))
+
+    def make(data, sweep):
+        def make_learner(config, num_steps):
+            model = models.mlp(width=8, num_layers=2, num_outputs=10)
+            tx, loss = optim.sgd(), losses.softmax_cross_entropy
+            return learner.supervised(model, loss, tx, data, batch_size=16, sweep_num_train=sweep)
+
+        return make_learner
+
+    masked = grid(hyper={"num_train": (50, 900), "learning_rate": (0.1,)}, seeds=2)
+    plain = grid(hyper={"learning_rate": (0.1,)}, seeds=2)
+    by_mask = finished(masked, devices, make_learner=make(full, True))
+    by_size = finished(plain, devices, make_learner=make(small, False))
+    for seed in range(2):
+        for name in ("train/loss", "train/accuracy", "test/loss", "batch/loss"):
+            ours, theirs = metric(by_mask, (50, 0.1, seed), name), metric(by_size, (0.1, seed), name)
+            np.testing.assert_allclose(ours, theirs, rtol=2e-5)  # float32, 20 steps, another order of sums
+        larger, smaller = (metric(by_mask, (size, 0.1, seed), "test/loss") for size in (900, 50))
+        assert not np.allclose(larger[1:], smaller[1:])

@@ -43,3 +43,32 @@ def quadratic_contraction(learning_rate: np.ndarray | float, curvature: np.ndarr
     Its size is below 1 exactly where the rate is between 0 and `2 / curvature`.
     """
     return 1 - np.asarray(learning_rate) * np.asarray(curvature)
+
+
+def largest_stable_curvature(learning_rate: np.ndarray | float, momentum: float = 0.0) -> np.ndarray:
+    """Returns the curvature above which heavy-ball descent diverges: `(2 + 2 momentum) / learning_rate`.
+
+    Full-batch training of networks drives the largest curvature up to this value and holds it there.
+    Source: Cohen et al., "Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability", 2021,
+    https://arxiv.org/abs/2103.00065.
+    """
+    return (2 + 2 * momentum) / np.asarray(learning_rate, float)
+
+
+def quadratic_steps(learning_rate: float, curvatures: np.ndarray, num_steps: int) -> np.ndarray:
+    """Returns the loss `sum(curvature w^2) / 2` after 0 to `num_steps` gradient steps from w = 1: `[step + 1]`."""
+    factors = quadratic_contraction(learning_rate, np.asarray(curvatures, float))
+    powers = factors[None, :] ** (2 * np.arange(num_steps + 1)[:, None])
+    return 0.5 * powers @ np.asarray(curvatures, float)
+
+
+def best_rate(smallest: float, largest: float) -> tuple[float, float]:
+    """Returns the rate at which a quadratic converges fastest and the factor on the error then.
+
+    `2 / (largest + smallest)` and `(kappa - 1) / (kappa + 1)`, kappa the ratio of the curvatures.
+    Source: Nesterov, "Introductory Lectures on Convex Optimization", 2004, theorem 2.1.15.
+
+    >>> round(best_rate(1.0, 100.0)[1], 5)
+    0.9802
+    """
+    return 2 / (largest + smallest), (largest - smallest) / (largest + smallest)
