@@ -263,3 +263,17 @@ def first_step(table: Table, metric: str, target: float) -> np.ndarray:
     share = (target - before) / np.where(after > before, after - before, 1.0)
     between = steps[np.maximum(first - 1, 0)] + share * (steps[first] - steps[np.maximum(first - 1, 0)])
     return np.where(reached.any(axis=1), np.where(first == 0, steps[0], between), steps[-1])
+
+
+def highest_good(scores: pd.DataFrame, tolerance: float) -> np.ndarray:
+    """Returns log10 of the highest axis value whose score is within `tolerance` of the best mean, `[seed]`.
+
+    The lowest value of the axis where a seed has none.
+
+    Args:
+      scores: as from `by_seed`, larger is better.
+      tolerance: in the score's unit.
+    """
+    values = np.log10(scores.columns.to_numpy(float))
+    good = scores.to_numpy() >= scores.mean().max() - tolerance
+    return np.where(good, values, values[0]).max(axis=1)

@@ -94,6 +94,27 @@ def points_band(
     axes.plot(x[lost], values.mean().to_numpy()[lost], linestyle="none", marker="x", color=color, markersize=8)
 
 
+def interval_points(
+    axes: Axes, x: np.ndarray, values: np.ndarray, *, label: str, color: str, horizontal: bool = False
+) -> None:
+    """Draws the mean over runs as points with their 95% intervals.
+
+    Args:
+      axes: where.
+      x: `[position]`.
+      values: `[run, position]`.
+      label: the points' name in a legend.
+      color: of points and bars.
+      horizontal: whether the values lie along the x axis and the positions along the y axis.
+    """
+    mean, low, high = np.array([analysis.t_interval(column) for column in np.asarray(values).T]).T
+    errors = np.array([mean - low, high - mean])
+    if horizontal:
+        axes.errorbar(mean, x, xerr=errors, fmt="o", color=color, label=label)
+    else:
+        axes.errorbar(x, mean, errors, fmt="o", color=color, label=label)
+
+
 def curve_at_best(
     axes: Axes, table: Table, metric: str, *, label: str, color: str, over: str = "learning_rate", **options: Any
 ) -> float:

@@ -37,3 +37,17 @@ def standardise(dataset: Dataset) -> Dataset:
         return Split(np.asarray((split.inputs - mean) / std, np.float32), split.labels)
 
     return Dataset(*(apply(split) for split in dataset))
+
+
+def with_first(dataset: Dataset, num_train: int) -> Dataset:
+    """Returns the data set with its first `num_train` training examples alone."""
+    return dataset._replace(train=Split(*(array[:num_train] for array in dataset.train)))
+
+
+def with_label_noise(dataset: Dataset, share: float, *, num_classes: int, seed: int = 0) -> Dataset:
+    """Returns the data set with a random share of the training labels drawn anew, the right one among them."""
+    rng = np.random.default_rng(seed)
+    labels = np.array(dataset.train.labels)
+    redrawn = rng.random(len(labels)) < share
+    labels[redrawn] = rng.integers(0, num_classes, redrawn.sum())
+    return dataset._replace(train=Split(dataset.train.inputs, labels))

@@ -341,11 +341,9 @@ def _pieces(results: Results) -> Figure:
     left.set_yscale("log", base=2)
     left.legend()
     shapes = [shape for shape in SHAPES if _there(results["random"], *shape)]
-    values = [analysis.t_interval(_random_pieces(results, *shape)) for shape in shapes]
-    mean = np.array([each.mean for each in values])
-    errors = [mean - [each.low for each in values], [each.high for each in values] - mean]
+    counted = np.array([_random_pieces(results, *shape) for shape in shapes]).T
     places = np.arange(len(shapes))
-    middle.errorbar(places, mean, errors, fmt="o", color=plots.COLORS[1], label="random networks, 32 units")
+    plots.interval_points(middle, places, counted, label="random networks, 32 units", color=plots.COLORS[1])
     middle.axhline(33, color="black", linestyle="--", linewidth=1.5, label="theory: most with 1 x 32")
     middle.set_xticks(places, [f"{hidden} x {width}" for hidden, width in shapes])
     middle.set(ylim=(0, 40), xlabel="hidden layers x units", ylabel="linear pieces", title="Random: depth adds none")

@@ -245,9 +245,7 @@ def _draw_factors(axes: Axes, table: Table) -> None:
     variances = np.array(list(factors)) ** 2
     dense = np.linspace(variances.min(), variances.max(), 50)
     plots.theory_line(axes, dense, [_chi(value**0.5) for value in dense], "theory: chi")
-    low, high = np.array([analysis.t_interval(values)[1:] for values in factors.values()]).T
-    mean = np.array([values.mean() for values in factors.values()])
-    axes.errorbar(variances, mean, [mean - low, high - mean], fmt="o", color=plots.COLORS[0], label="width 256")
+    plots.interval_points(axes, variances, np.array(list(factors.values())).T, label="width 256", color=plots.COLORS[0])
     axes.axhline(1.0, color="#666666", linewidth=1)
     axes.set(ylabel="squared gradient, factor a layer", title="The same at initialization, 50 layers")
     axes.text(variances.max(), 1.01, "explodes above", ha="right", va="bottom", color="#666666")

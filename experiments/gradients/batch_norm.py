@@ -165,9 +165,7 @@ def _highest_rate(table: Table, placement: str, num_layers: int) -> np.ndarray:
     """log10 of the highest usable rate, `[seed]`."""
     runs = _runs(table, placement, num_layers)
     accuracy = analysis.by_seed(runs, "validation/accuracy", "learning_rate", failed=0.0)
-    usable = accuracy.to_numpy() >= accuracy.mean().max() - USABLE
-    rates = np.log10(accuracy.columns.to_numpy(float))
-    return np.where(usable, rates, rates[0]).max(axis=1)
+    return analysis.highest_good(accuracy, USABLE)
 
 
 def _spread(table: Table, placement: str) -> np.ndarray:

@@ -230,11 +230,9 @@ def _lesson_numbers(table: Table) -> Figure:
     measured = 0.8 * np.exp(logs[:, [40, 39, 38, 37, 36]] - logs[:, [40]])
     places, lesson = np.arange(5), 0.8 * 0.2 ** np.arange(5)
     axes.bar(places - 0.2, lesson, 0.38, color=plots.LESSON, label="the lesson's numbers")
-    intervals = [analysis.t_interval(column) for column in measured.T]
-    mean = np.array([each.mean for each in intervals])
-    errors = [mean - [each.low for each in intervals], [each.high for each in intervals] - mean]
     label = r"sigmoid layers at $\sigma_w^2 = 0.694$, measured"
-    axes.bar(places + 0.2, mean, 0.38, yerr=errors, color=plots.COLORS[0], label=label)
+    axes.bar(places + 0.2, measured.mean(axis=0), 0.38, color=plots.COLORS[0], label=label)
+    plots.interval_points(axes, places + 0.2, measured, label="95% interval", color="black")
     for place, value in zip(places, lesson, strict=True):
         axes.text(place - 0.2, value * 1.1, f"{value:.3g}", ha="center", va="bottom", fontsize=9)
     axes.set(yscale="log", ylim=(5e-4, 3), ylabel="gradient norm", title="0.8, then a fifth a layer")

@@ -161,9 +161,7 @@ def _best(table: Table, part: str, **chosen: float) -> np.ndarray:
 def _highest_rate(table: Table, part: str, b2: float) -> np.ndarray:
     """log10 of the highest rate within two points of the best mean, `[seed]`."""
     accuracy = analysis.by_seed(_part(table, part, b2=b2), "validation/accuracy", _RATE, failed=0.0)
-    rates = np.log10(accuracy.columns.to_numpy(float))
-    good = accuracy.to_numpy() >= accuracy.mean().max() - 0.02
-    return np.where(good, rates, rates[0]).max(axis=1)
+    return analysis.highest_good(accuracy, 0.02)
 
 
 def _distance(table: Table, algorithm: str, b2: float) -> np.ndarray:

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 from dlexp import analysis, api, cli, learner, losses, models, optim, plots
 from dlexp.claims import Claim, each, judge
-from dlexp.data import Dataset, Split, mnist1d
+from dlexp.data import Dataset, mnist1d, splits
 from dlexp.results import Results, ResultsError, Table, folders, load
 from dlexp.sweep import geomspace, grid
 from dlexp.theory import optimizers as theory
@@ -71,8 +71,7 @@ def quadratic(config: Config, num_steps: int) -> Learner:
 def full_batch(config: Config, num_steps: int) -> Learner:
     """40-32-32-10 tanh layers on 200 examples at once, squared error; also measures the sharpest curvature."""
     model = models.mlp(width=32, num_layers=3, num_outputs=10, activation="tanh", initializer="lecun")
-    full = mnist1d.load()
-    data = Dataset(Split(full.train.inputs[:200], full.train.labels[:200]))
+    data = Dataset(splits.with_first(mnist1d.load(), 200).train)
     plain = learner.supervised(model, _summed_error, optim.momentum(), data, batch_size=None)
 
     def evaluate(key: Key, hyper: Hyper, data: Dataset, state: learner.State) -> Metrics:

@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from dlexp import analysis, cli, learner, losses, models, optim, plots
+from dlexp import cli, learner, losses, models, optim, plots
 from dlexp.claims import Claim, each, judge
-from dlexp.data import Dataset, mnist1d
+from dlexp.data import Dataset, mnist1d, splits
 from dlexp.results import Results, Table
 from dlexp.sweep import grid
 from dlexp.theory import linear as theory
@@ -42,11 +42,7 @@ FEATURES = (5, 10, 20, 28, 34, 37, 40, 43, 46, 52, 60, 80, 120, 200)
 @cache
 def noisy(noise: float) -> Dataset:
     """MNIST-1D with 200 training examples, a share of them with a label drawn anew."""
-    full, rng = mnist1d.load(), np.random.default_rng(0)
-    labels = np.array(full.train.labels[:NUM_TRAIN])
-    redrawn = rng.random(NUM_TRAIN) < noise
-    labels[redrawn] = rng.integers(0, 10, redrawn.sum())
-    return full._replace(train=full.train._replace(inputs=full.train.inputs[:NUM_TRAIN], labels=labels))
+    return splits.with_label_noise(splits.with_first(mnist1d.load(), NUM_TRAIN), noise, num_classes=10)
 
 
 def network(config: Config, num_steps: int) -> Learner:
@@ -262,10 +258,7 @@ def _double_descent(table: Table) -> Figure:
     ):
         there = [place for place, num in enumerate(FEATURES) if kind == "ridge" or abs(num - NUM_EXAMPLES) > 2]
         values = table.curves(f"risk/{kind}")[:, 0, there]
-        intervals = [analysis.t_interval(column) for column in values.T]
-        mean = np.array([each.mean for each in intervals])
-        errors = [mean - [each.low for each in intervals], [each.high for each in intervals] - mean]
-        axes.errorbar(np.array(FEATURES)[there], mean, errors, fmt="o", color=color, label=label)
+        plots.interval_points(axes, np.array(FEATURES)[there], values, label=label, color=color)
     axes.axvline(NUM_EXAMPLES, color="#666666", linewidth=1, label="as many features as examples")
     axes.set(yscale="log", ylim=(0.8, 30), xlabel="features used, of 200", ylabel="risk on new data")
     axes.set(title=f"Least squares on {NUM_EXAMPLES} examples")

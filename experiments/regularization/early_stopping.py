@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from dlexp import analysis, cli, learner, losses, models, optim, plots
 from dlexp.claims import Claim, each, judge
-from dlexp.data import Dataset, mnist1d
+from dlexp.data import Dataset, mnist1d, splits
 from dlexp.results import Results, Table
 from dlexp.sweep import grid
 from dlexp.theory import linear as theory
@@ -42,11 +42,7 @@ SIGNAL, NOISE = 1.0, 1.0
 @cache
 def noisy(noise: float) -> Dataset:
     """MNIST-1D with 500 training examples, a share of them with a label drawn anew."""
-    full, rng = mnist1d.load(), np.random.default_rng(0)
-    labels = np.array(full.train.labels[:500])
-    redrawn = rng.random(500) < noise
-    labels[redrawn] = rng.integers(0, 10, redrawn.sum())
-    return full._replace(train=full.train._replace(inputs=full.train.inputs[:500], labels=labels))
+    return splits.with_label_noise(splits.with_first(mnist1d.load(), 500), noise, num_classes=10)
 
 
 def network(config: Config, num_steps: int) -> Learner:
@@ -273,9 +269,8 @@ def _rules(results: Results) -> Figure:
         if "rivals" in results:
             ends |= {rival: _rival(results, rival, noise) for rival in ("weight decay", "dropout")}
         for place, (name, values) in enumerate(ends.items()):
-            mean, low, high = analysis.t_interval(values)
             color = plots.COLORS[1] if name in ("weight decay", "dropout") else plots.COLORS[0]
-            axes.errorbar(mean, -place, xerr=[[mean - low], [high - mean]], fmt="o", color=color)
+            plots.interval_points(axes, np.array([-place]), values[:, None], label=name, color=color, horizontal=True)
         axes.set_yticks(-np.arange(len(ends)), list(ends))
         axes.set(xlabel="test accuracy", title=f"{noise:.0%} of the training labels wrong")
     plots.note(figure, plots.counts(results.values(), failed_as="chance, one class of ten"))
