@@ -62,7 +62,9 @@ def test_the_reference_results_hold_the_declared_grid(experiment):
     for name, sweep in sweeps.items():
         assert len(results[name]) == sum(map(sweep.grid.num_runs, sweep.grid.families()))
         assert results[name].num_steps == sweep.num_steps
-        assert results[name].frame["seed"].nunique() >= 8
+    seeds = [results[name].frame["seed"].nunique() for name in sweeps]
+    assert max(seeds) >= 8
+    assert all(num >= 8 or num == 1 for num in seeds)  # one seed draws a map; no claim rests on it (below)
 
 
 @by_name
@@ -90,7 +92,8 @@ def test_every_committed_figure_is_drawn_again_from_the_committed_results(experi
         assert figure.axes
         for axes in figure.axes:
             assert axes.lines or axes.collections or axes.patches or axes.images
-            assert axes.get_xlabel() or axes.get_ylabel() or axes.get_title()
+            named = axes.get_xlabel() or axes.get_ylabel() or axes.get_title(loc="left")
+            assert named or not (len(axes.get_xticks()) or len(axes.get_yticks()))  # a number needs a name
 
 
 def test_the_reference_results_are_small_and_name_no_place():

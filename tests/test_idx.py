@@ -181,7 +181,7 @@ def test_the_published_files_are_read(name, monkeypatch):
 
 
 def test_other_names_and_sizes_are_refused():
-    with pytest.raises(ValueError, match="there are mnist, fashion_mnist"):
+    with pytest.raises(ValueError, match="there are mnist, fashion_mnist, kmnist"):
         idx.load("imagenet")
     with pytest.raises(ValueError, match="num_validation must be in"):
         idx.load("mnist", num_validation=60_000)

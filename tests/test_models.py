@@ -15,7 +15,7 @@ from dlexp.models import initializers, layers, perceptron
 from dlexp.sweep import grid
 from dlexp.sweep.grids import Run
 from dlexp.sweep.plan import full_hyper
-from dlexp.types import Range
+from dlexp.types import Model, Range
 from tests.conftest import finished, metric
 
 KEY = jax.random.key(0)
@@ -448,3 +448,42 @@ def test_a_swept_training_size_is_the_same_as_a_smaller_data_set(devices):
             np.testing.assert_allclose(ours, theirs, rtol=2e-5)  # float32, 20 steps, another order of sums
         larger, smaller = (metric(by_mask, (size, 0.1, seed), "test/loss") for size in (900, 50))
         assert not np.allclose(larger[1:], smaller[1:])
+
+
+def test_standardised_bytes_are_the_numbers_they_stand_for():
+    images = np.arange(4 * 6 * 6, dtype=np.uint8).reshape(4, 6, 6)
+    plain = models.mlp(width=5, num_layers=2, num_outputs=3)
+    hyper, key = {"init_scale": 1.0, "bias_scale": 0.5}, jax.random.key(0)
+    from_bytes = models.standardised(plain, mean=70.0, std=40.0)
+    variables = from_bytes.init(key, hyper, images)
+    ours, _ = from_bytes.apply(variables, hyper, images, key=key, train=True)
+    theirs, _ = plain.apply(variables, hyper, (images.astype(np.float32) - 70) / 40, key=key, train=True)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    with pytest.raises(ValueError, match="std must be positive"):
+        models.standardised(plain, mean=0.0, std=0.0)
+
+
+def test_shifts_move_whole_images_with_zeros_behind_them_and_only_in_training():
+    seen = []
+
+    def apply(variables, hyper, inputs, *, key, train):
+        seen.append(inputs)
+        return inputs.reshape(len(inputs), -1), variables
+
+    model = models.shifted(Model(lambda key, hyper, inputs: {"params": {}}, apply))
+    images = np.random.default_rng(0).integers(1, 255, (50, 7, 7)).astype(np.uint8)
+    model.apply({}, {"max_shift": 2}, images, key=jax.random.key(1), train=False)
+    np.testing.assert_array_equal(seen[0], images)
+    model.apply({}, {"max_shift": 0}, images, key=jax.random.key(1), train=True)
+    np.testing.assert_array_equal(seen[1], images)
+    model.apply({}, {"max_shift": 2}, images, key=jax.random.key(1), train=True)
+    moves = set()
+    for image, moved in zip(images, np.asarray(seen[2]), strict=True):
+        candidates = [
+            (down, right)
+            for down, right in product(range(-2, 3), repeat=2)
+            if np.array_equal(moved, np.pad(image, 2)[2 - down : 9 - down, 2 - right : 9 - right])
+        ]
+        assert len(candidates) == 1
+        moves.add(candidates[0])
+    assert len(moves) > 10  # of 25

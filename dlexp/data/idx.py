@@ -60,17 +60,26 @@ SOURCES = {
             "bb300cfdad3c16e7a12a480ee83cd310",
         ),
     ),
+    "kmnist": Source(
+        "http://codh.rois.ac.jp/kmnist/dataset/kmnist/",
+        (
+            "bdb82020997e1d708af4cf47b453dcf7",
+            "e144d726b3acfaa3e44228e80efcd344",
+            "5c965bf0a639b31b8f53240b1b52f4d7",
+            "7320c461ea6c1c855c0b718fb2a4b134",
+        ),
+    ),
 }
 
 
 @cache
 def load(name: str, *, num_validation: int = 5000) -> Dataset:
-    """Returns MNIST or Fashion-MNIST: images uint8 `[example, 28, 28]`, labels int32; the published train and test.
+    """Returns MNIST, Fashion-MNIST or KMNIST: images uint8 `[example, 28, 28]`, labels int32, split as published.
 
     Validation is the last `num_validation` of the 60,000 training examples.
 
     Args:
-      name: mnist or fashion_mnist.
+      name: mnist, fashion_mnist or kmnist.
       num_validation: examples held out of the published training set.
 
     Raises:

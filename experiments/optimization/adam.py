@@ -197,7 +197,7 @@ def _bias_correction(results: Results) -> Figure:
         left.plot(number, expected, color="black", linestyle="--", linewidth=1.2)
     left.plot([], [], color="black", linestyle="--", linewidth=1.2, label="theory")
     left.axhline(1, color="#666666", linewidth=1)
-    left.text(100, 0.9, "with correction: 1", ha="right", va="top", color="#666666")
+    left.text(steps.num_steps, 0.9, "with correction: 1", ha="right", va="top", color="#666666")
     left.set(xlabel="step on a constant gradient", ylabel="length of the step / learning rate", ylim=(0, 7.5))
     left.set(title="The lesson's Adam, without correction")
     left.legend(loc="upper right")
@@ -206,7 +206,7 @@ def _bias_correction(results: Results) -> Figure:
             decays = np.unique(_part(parts, part).frame["b2"])
             values = np.array([_best(parts, part, b2=b2) for b2 in decays]).T
             plots.band(right, 1 - decays, values, label=part, color=color, marker="o")
-    right.set(xscale="log", xlabel="1 - b2", ylabel="test accuracy", ylim=(0, 0.75))
+    right.set(xscale="log", xlabel="1 - b2", ylabel="test accuracy", xlim=(5e-5, 0.2), ylim=(0, 0.75))
     right.set(title="Each at its own best rate")
     right.legend(loc="lower center")
     plots.note(figure, plots.counts([parts], failed_as="chance, one class of ten"))

@@ -240,7 +240,7 @@ def _error_by_width(results: Results) -> Figure:
                 metric = f"{split}/accuracy"
                 mean = runs.curves(metric).mean(axis=0)
                 right.plot(runs.steps(metric), mean, style, color=color, label=f"{width} units, {split}")
-    right.axhline(0.1, color="#666666", linewidth=1)
+    right.axhline(0.1, color="#666666", linewidth=1, label="chance")
     right.set(xlabel="step", ylabel="accuracy", ylim=(0, 1.02), title="Random labels: learned by heart")
     right.legend(loc="center right")
     plots.note(figure, plots.counts([table], failed_as="missing"))

@@ -1,0 +1,1 @@
+"""Which architecture for which data."""

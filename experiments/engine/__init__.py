@@ -1,0 +1,1 @@
+"""What the engine can do: speed, and grids that only a fast engine can fill."""
