@@ -224,36 +224,52 @@ def by_seed(table: Table, metric: str, over: str, *, failed: float) -> pd.DataFr
 
 
 def at_best(
-    table: Table, over: str, report: str, *, failed: float, choose_by: str = CHOOSE_BY[0], worst: float = 0.0
+    table: Table, over: str | Sequence[str], report: str, *, failed: float, choose_by: str = CHOOSE_BY[0]
 ) -> np.ndarray:
-    """Returns a metric's last values at the best value of an axis, `[seed]`: what a variant does at its own best rate.
-
-    The best value is the one with the best mean of `choose_by` over seeds (accuracies largest, else smallest).
+    """Returns a metric's last values at the best values of some axes, `[seed]`: a variant at its own best rate.
 
     Args:
-      table: runs that differ in `over` and the seed alone.
-      over: the axis to choose on.
+      table: runs that differ in these axes and the seed alone.
+      over: the axis or axes to choose on, as in `chosen`.
       report: the metric.
       failed: what a run without a finite value counts as in `report`.
       choose_by: the metric that chooses.
-      worst: what such a run counts as in `choose_by`.
 
     Raises:
-      ValueError: as `by_seed` does.
+      ValueError: as `chosen` does.
     """
-    return by_seed(table, report, over, failed=failed)[chosen(table, over, choose_by=choose_by, worst=worst)].to_numpy()
+    runs = table.select(**chosen(table, over, choose_by=choose_by)).frame.sort_values("seed")
+    return runs[report].where(runs["status"] == "ok", failed).to_numpy()
 
 
-def chosen(table: Table, over: str, *, choose_by: str = CHOOSE_BY[0], worst: float = 0.0) -> float:
-    """Returns the value of an axis with the best mean of `choose_by` over seeds, as in `at_best`."""
-    means = by_seed(table, choose_by, over, failed=worst).mean()
-    return float(means.idxmax() if choose_by.endswith("accuracy") else means.idxmin())
+def chosen(table: Table, over: str | Sequence[str], *, choose_by: str = CHOOSE_BY[0]) -> dict[str, float]:
+    """Returns the values of some axes with the best mean of a metric over seeds: name -> value.
+
+    Accuracies are maximised, everything else is minimised; a run without a finite value counts as accuracy 0 or
+    as infinite, so it never wins.
+
+    Raises:
+      ValueError: where runs differ in more than these axes and the seed (select first).
+    """
+    axes, frame = [over] if isinstance(over, str) else list(over), table.frame
+    if frame.duplicated(["seed", *axes]).any():
+        others = [name for name in table.axes if name not in axes and name in frame and frame[name].nunique() > 1]
+        raise ValueError(f"chosen: the runs of sweep {table.name} differ in {', '.join(others)} too; select one")
+    higher = choose_by.endswith("accuracy")
+    counted = frame[choose_by].where(frame["status"] == "ok", 0.0 if higher else np.inf)
+    means = counted.groupby([frame[name] for name in axes]).mean()
+    best = means.idxmax() if higher else means.idxmin()
+    return dict(zip(axes, best if isinstance(best, tuple) else (best,), strict=True))
 
 
-def first_step(table: Table, metric: str, target: float) -> np.ndarray:
+def first_step(table: Table, metric: str, target: float, *, never: float) -> np.ndarray:
     """Returns the step at which a metric first reaches a target, `[run]`, between evaluations by a straight line.
 
-    A run that never does counts as the end of the training, so comparisons are on the safe side.
+    Args:
+      table: the runs.
+      metric: one number an evaluation.
+      target: to reach or pass.
+      never: what a run that does not counts as, such as the last step for the slower of two.
     """
     steps, curves = table.steps(metric).astype(float), table.curves(metric)
     reached = np.nan_to_num(curves, nan=-np.inf) >= target
@@ -262,18 +278,15 @@ def first_step(table: Table, metric: str, target: float) -> np.ndarray:
     before, after = curves[rows, np.maximum(first - 1, 0)], curves[rows, first]
     share = (target - before) / np.where(after > before, after - before, 1.0)
     between = steps[np.maximum(first - 1, 0)] + share * (steps[first] - steps[np.maximum(first - 1, 0)])
-    return np.where(reached.any(axis=1), np.where(first == 0, steps[0], between), steps[-1])
+    return np.where(reached.any(axis=1), np.where(first == 0, steps[0], between), never)
 
 
 def highest_good(scores: pd.DataFrame, tolerance: float) -> np.ndarray:
-    """Returns log10 of the highest axis value whose score is within `tolerance` of the best mean, `[seed]`.
-
-    The lowest value of the axis where a seed has none.
+    """Returns log10 of the highest axis value whose score is within `tolerance` of the seed's own best, `[seed]`.
 
     Args:
       scores: as from `by_seed`, larger is better.
       tolerance: in the score's unit.
     """
-    values = np.log10(scores.columns.to_numpy(float))
-    good = scores.to_numpy() >= scores.mean().max() - tolerance
-    return np.where(good, values, values[0]).max(axis=1)
+    values, array = np.log10(scores.columns.to_numpy(float)), scores.to_numpy()
+    return np.where(array >= array.max(axis=1, keepdims=True) - tolerance, values, -np.inf).max(axis=1)

@@ -149,8 +149,9 @@ def adamw(
 
     Swept with defaults: `b1` 0.9, `b2` 0.999, `eps` 1e-8, `weight_decay`. Without `bias_correction` m and v are
     used as they are; on a constant gradient the first step is then `(1 - b1) / sqrt(1 - b2)` times too long.
-    Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, algorithm 2,
-    https://arxiv.org/abs/1711.05101.
+    Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, https://arxiv.org/abs/1711.05101,
+    in the form of Optax and PyTorch: a step decays by `learning_rate weight_decay`, where the paper's algorithm 2
+    leaves the rate out.
     """
     hyper = {
         "b1": _DECAY._replace(default=0.9),

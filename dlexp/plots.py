@@ -129,8 +129,8 @@ def curve_at_best(
       over: the axis.
       options: as in `band`.
     """
-    value = analysis.chosen(table, over)
-    runs = table.select(**{over: value})
+    best = analysis.chosen(table, over)
+    runs, value = table.select(**best), best[over]
     band(axes, runs.steps(metric), runs.curves(metric), label=label.format(value), color=color, **options)
     return value
 

@@ -422,7 +422,7 @@ def test_unscaled_branches_double_the_variance_and_scaled_ones_keep_it_below_e()
 def test_branches_are_scaled_in_residual_networks_alone():
     with pytest.raises(ValueError, match="scaled_branches needs residual=True"):
         models.mlp(width=4, num_layers=4, num_outputs=2, scaled_branches=True)
-    with pytest.raises(ValueError, match="neither an own block nor dropout"):
+    with pytest.raises(ValueError, match="no own block, no dropout"):
         models.mlp(width=4, num_layers=4, num_outputs=2, preactivation=True, dropout="inverted")
 
 

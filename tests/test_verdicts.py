@@ -152,4 +152,31 @@ def test_the_first_step_is_read_between_evaluations():
     frame = pd.DataFrame({"seed": [0, 1, 2], "status": "ok", "run_id": list("abc")})
     curves = np.array([[0.0, 0.5, 1.0], [0.9, 1.0, 1.0], [0.0, np.nan, np.nan]])
     table = Table("main", (Part(frame, {"train/accuracy": curves}),), (), num_steps=20, num_evals=2)
-    np.testing.assert_allclose(analysis.first_step(table, "train/accuracy", 0.75), [15.0, 0.0, 20.0])
+    first = analysis.first_step(table, "train/accuracy", 0.75, never=99.0)
+    np.testing.assert_allclose(first, [15.0, 0.0, 99.0])
+
+
+def test_the_best_of_two_axes_is_reported_by_seed_and_failed_runs_never_win(tmp_path):
+    rows = [
+        {"a": a, "b": b, "seed": seed, "status": "ok", "run_id": f"{a}{b}{seed}"}
+        for a in (1.0, 2.0)
+        for b in (3.0, 4.0)
+        for seed in (1, 0)
+    ]
+    rows[-1]["status"] = "nonfinite"
+    score = np.array([0.1, 0.1, 0.2, 0.3, 0.6, 0.5, 0.9, 0.0])[:, None]
+    reported = np.arange(8.0)[:, None]
+    part = Part(pd.DataFrame(rows), {"validation/accuracy": score, "validation/loss": -score, "test/loss": reported})
+    table = Table("main", (part,), ("a", "b"), num_steps=0, num_evals=1)
+    assert analysis.chosen(table, ("a", "b")) == {"a": 2.0, "b": 3.0}
+    assert analysis.chosen(table, ("a", "b"), choose_by="validation/loss") == {"a": 2.0, "b": 3.0}
+    np.testing.assert_array_equal(analysis.at_best(table, ("a", "b"), "test/loss", failed=9.0), [5.0, 4.0])
+    only = table.select(a=2.0, b=4.0)
+    np.testing.assert_array_equal(analysis.at_best(only, "a", "test/loss", failed=9.0), [9.0, 6.0])
+    with pytest.raises(ValueError, match="differ in b too; select one"):
+        analysis.chosen(table, "a")
+
+
+def test_the_highest_good_value_is_judged_by_each_seeds_own_best():
+    scores = pd.DataFrame([[0.5, 0.49, 0.1], [0.2, 0.9, 0.89]], columns=[0.1, 1.0, 10.0])
+    np.testing.assert_allclose(analysis.highest_good(scores, 0.02), [0.0, 1.0])

@@ -164,8 +164,8 @@ def mlp(
     layers.check_choice("mlp", "dropout", dropout, layers.DROPOUTS)
     if scaled_branches and not residual:
         raise ValueError("mlp: scaled_branches needs residual=True")
-    if preactivation and (block or dropout != "none"):
-        raise ValueError("mlp: preactivation goes with neither an own block nor dropout")
+    if preactivation and (block or dropout != "none" or placement != "before"):
+        raise ValueError("mlp: preactivation goes with no own block, no dropout and no other placement")
     chosen = block or partial(
         dense_block, activation=activation, normalization=normalization, placement=placement, dropout=dropout
     )

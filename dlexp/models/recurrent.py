@@ -41,9 +41,9 @@ class _RNN(nn.Module):
 def rnn(*, width: int, num_outputs: int, activation: str = "tanh") -> Model:
     """Returns a recurrent network read out at the last step: `[batch, time, feature]` to `[batch, num_outputs]`.
 
-    `h_t = phi(W h_(t-1) + U x_t + b)`; all weights normal with variance 1 / inputs, W times the swept
-    `recurrent_scale`, which is then its spectral radius in a wide network. Swept: `init_scale`, `bias_scale`,
-    `recurrent_scale`, each with default 1, 0 and 1.
+    `h_t = phi(W h_(t-1) + U x_t + b)`; all weights normal with variance `init_scale^2` / inputs, W times the swept
+    `recurrent_scale`, which at `init_scale` 1 is its spectral radius in a wide network. Swept: `init_scale`,
+    `bias_scale`, `recurrent_scale`, with defaults 1, 0 and 1.
 
     Source: Elman, "Finding Structure in Time", 1990, https://doi.org/10.1207/s15516709cog1402_1.
 

@@ -37,7 +37,7 @@ def piecewise_linear_error(num_pieces: np.ndarray | int, mean_squared_curvature:
     """Returns the mean squared error of the best continuous fit with equal linear pieces on [0, 1], if they are many.
 
     `E[f''^2] / (720 m^4)`: for sin(2 pi x), where it is 8 pi^4, 1.0823 / m^4.
-    Source: de Boor, "A Practical Guide to Splines", 2001, chapter 3 (linear least squares).
+    Source: de Boor, "A Practical Guide to Splines", 1978, chapter 3, https://doi.org/10.1007/978-1-4612-6333-3.
 
     >>> round(float(piecewise_linear_error(1, 8 * np.pi**4)), 4)
     1.0823

@@ -83,7 +83,7 @@ def _moments(name: str) -> dict[str, float]:
 
 def sweeps(scale: str) -> dict[str, Sweep]:
     """Network x training size x shifts x rate on each data set."""
-    seeds = {"smoke": range(2), "cpu": range(8, 16), "gpu": range(8, 40)}[scale]  # rules were tried on 0 to 7
+    seeds = {"smoke": range(2), "cpu": range(16, 24), "gpu": range(16, 48)}[scale]  # rules were tried on 0 to 15
     if scale == "smoke":
         few = {"num_train": (50,), "max_shift": (0, 1), "learning_rate": (0.003,)}
         small = grid(config={"data": ("digits",), "network": tuple(NETWORKS)}, hyper=few, seeds=seeds)
@@ -192,7 +192,7 @@ def _filters(results: Results) -> Figure:
         runs: Table = results[name].select(network="cnn", max_shift=0)
         size = int(runs.frame["num_train"].max())
         runs = runs.select(num_train=size)
-        runs = runs.select(learning_rate=analysis.chosen(runs, "learning_rate"))
+        runs = runs.select(**analysis.chosen(runs, "learning_rate"))
         filters = runs.curves("filters/first")[0]
         for line, (when, kernels) in enumerate((("start", filters[0]), ("trained", filters[-1]))):
             for place, axes in enumerate(panels[2 * row + line]):

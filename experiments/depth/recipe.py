@@ -3,8 +3,8 @@
 The lesson's recipe: start with three to four layers, add more if the training loss is high, regularize if the
 validation loss is high; very deep networks need careful tuning (text 003, "How deep should my network be?"). The whole
 map of depth and weight decay is trained here, each cell at its own best rate by validation, and the recipe walks over
-it: from four layers it doubles the depth as long as the training loss is above 0.23 nats (a tenth of a constant
-guess's) and the doubling lowers it; then it raises the decay as long as validation accuracy is more than five points
+it: from four layers it goes deeper step by step as long as the training loss is above 0.23 nats (a tenth of a constant
+guess's) and the step lowers it; then it raises the decay as long as validation accuracy is more than five points
 below training accuracy and the validation loss falls.
 
 There is no theory of it; depth without skips is hard to train (He et al., "Deep Residual Learning for Image
@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from dlexp import analysis, cli, learner, losses, models, optim, plots
 from dlexp.claims import Claim, each, judge
 from dlexp.data import bundled, mnist1d
-from dlexp.results import Results, Table
+from dlexp.results import NotMeasuredError, Results, Table
 from dlexp.sweep import grid
 from dlexp.sweep.grids import Grid
 from dlexp.types import Config, Experiment, Learner, Sweep
@@ -49,7 +49,7 @@ def network(config: Config, num_steps: int) -> Learner:
 
 def sweeps(scale: str) -> dict[str, Sweep]:
     """Depth x weight decay x rate, on two data sets and two widths."""
-    seeds = {"smoke": range(2), "cpu": range(8, 16), "gpu": range(8, 40)}[scale]  # rules were tried on 0 to 7
+    seeds = {"smoke": range(2), "cpu": range(16, 24), "gpu": range(16, 48)}[scale]  # rules were tried on 0 to 15
     hyper = {"weight_decay": DECAYS, "learning_rate": (0.001, 0.003, 0.01)}
     depths: tuple[int, ...] = {"smoke": (4, 8), "cpu": DEPTHS, "gpu": (*DEPTHS, 3, 6, 12, 32)}[scale]
     if scale == "smoke":
@@ -160,44 +160,57 @@ def claims(results: Results) -> list[Claim]:
         judge(
             "Where the training loss is high, more layers lower it.",
             source=lesson,
-            rule="training loss of four layers minus of eight, paired by seed; at least 0.05 nats",
-            effects=each(
-                "{}",
-                MAPS,
-                lambda name: value(name, Cell(4, 0.0), "train/loss") - value(name, Cell(8, 0.0), "train/loss"),
-            ),
+            rule="training loss of four layers minus of eight, paired by seed, where that of four is above 0.23 nats "
+            "in the mean; at least 0.05 nats",
+            effects=each("{}", MAPS, lambda name: _gain_of_depth(results, name)),
             smallest=0.05,
         ),
         judge(
             "Where the validation loss is high, weight decay lowers it.",
             source=lesson,
-            rule="validation loss of four layers without decay minus with the best decay, paired by seed; at least "
-            "0.05 nats",
+            rule="test loss of four layers without decay minus with the decay of the least validation loss, paired by "
+            "seed, where validation accuracy is more than five points below training accuracy; at least 0.05 nats",
             effects=each("{}", MAPS, lambda name: _gain_of_decay(results, name)),
             smallest=0.05,
         ),
         judge(
             "Deeper networks need more careful tuning.",
             source=lesson,
-            rule="test accuracy at the best minus at the worst of three rates, 16 layers minus 4, without decay, "
-            "paired by seed; at least 0.05",
+            rule="test accuracy at the best minus at the worst of three rates by validation, 16 layers minus 4, no "
+            "decay, paired by seed; at least 0.05",
             effects=each("{}", MAPS, lambda name: _spread(results, name, 16) - _spread(results, name, 4)),
             smallest=0.05,
         ),
     ]
 
 
+def _gain_of_depth(results: Results, name: str) -> np.ndarray:
+    """Training loss of four layers minus of eight, `[seed]`, where it is high."""
+    four, eight = (measured(results, name, Cell(layers, 0.0), "train/loss") for layers in (START, 2 * START))
+    _where(four.mean() > HIGH_LOSS)
+    return four - eight
+
+
 def _gain_of_decay(results: Results, name: str) -> np.ndarray:
-    """Validation loss of four layers without decay minus with the decay that is best for it, `[seed]`."""
-    decays = [cell.weight_decay for cell in cells(results, name) if cell.num_layers == START and cell.weight_decay > 0]
-    losses_by_decay = [measured(results, name, Cell(START, decay), "validation/loss") for decay in decays]
-    return measured(results, name, Cell(START, 0.0), "validation/loss") - min(losses_by_decay, key=np.mean)
+    """Test loss of four layers without decay minus with the best one by validation, `[seed]`, where they overfit."""
+    plain = Cell(START, 0.0)
+    train, validation = (measured(results, name, plain, f"{split}/accuracy") for split in ("train", "validation"))
+    _where((train - validation).mean() > WIDE_GAP)
+    decayed = [cell for cell in cells(results, name) if cell.num_layers == START and cell.weight_decay > 0]
+    best = min(decayed, key=lambda cell: measured(results, name, cell, "validation/loss").mean())
+    return measured(results, name, plain, "test/loss") - measured(results, name, best, "test/loss")
+
+
+def _where(holds: bool) -> None:
+    if not holds:
+        raise NotMeasuredError("the recipe's condition does not hold on this map")
 
 
 def _spread(results: Results, name: str, num_layers: int) -> np.ndarray:
     runs = _of_map(results, name).select(num_layers=num_layers, weight_decay=0.0)
+    means = analysis.by_seed(runs, "validation/accuracy", "learning_rate", failed=0.0).mean()
     accuracy = analysis.by_seed(runs, "test/accuracy", "learning_rate", failed=CHANCE)
-    return (accuracy.max(axis=1) - accuracy.min(axis=1)).to_numpy()
+    return (accuracy[means.idxmax()] - accuracy[means.idxmin()]).to_numpy()
 
 
 def _there(results: Results) -> list[str]:

@@ -79,7 +79,7 @@ def network(config: Config, num_steps: int) -> Learner:
 
 def sweeps(scale: str) -> dict[str, Sweep]:
     """Gradient profiles at initialization; the remedies trained at four rates."""
-    seeds = {"smoke": range(2), "cpu": range(8, 16), "gpu": range(8, 72)}[scale]  # rules were tried on 0 to 7
+    seeds = {"smoke": range(2), "cpu": range(16, 24), "gpu": range(16, 80)}[scale]  # rules were tried on 0 to 15
     plain = {"normalization": ("none",), "residual": (False,)}
     wanted = {
         name: tuple(sigma for activation, sigma in PROFILES.values() if activation == name)
