@@ -138,8 +138,8 @@ def claims(results: Results) -> list[Claim]:
         judge(
             "A neuron on the wrong side learns slowly from squared error: a (1 - a) times cross-entropy's slope.",
             source="Nielsen, Neural Networks and Deep Learning, 2015, http://neuralnetworksanddeeplearning.com",
-            rule="0.001 minus the relative distance of the measured ratio of slopes from 1 / (a (1 - a)) at the output a it "
-            "starts with, 5 at the logit 1 and 57 at 4; more than 0",
+            rule="0.001 minus the relative distance of the measured ratio of slopes from 1 / (a (1 - a)) at the output "
+            "a it starts with, 5 at the logit 1 and 57 at 4; more than 0",
             effects=each("logit {:g}", (1.0, 4.0), lambda logit: 0.001 - _ratio_distance(starts, logit)),
         ),
         judge(
