@@ -89,18 +89,32 @@ class Learner(NamedTuple):
     evaluate: Callable[[Key, Hyper, PyTree, PyTree], Metrics]
 
 
+class Measurement(NamedTuple):
+    """A run that is no program of JAX: a baseline of another library, a benchmark. It stands in a Learner's place.
+
+    Runs are measured one after another in this process, nothing else beside them.
+
+    Attributes:
+      measure: `(hyper, seed) -> metrics`, plain numbers or arrays of fixed shape, names with a slash.
+      hyper: what may be swept, with its legal range.
+    """
+
+    measure: Callable[[Mapping[str, float], int], Mapping[str, Any]]
+    hyper: Mapping[str, Range] = {}
+
+
 class Sweep(NamedTuple):
     """All runs of a grid, trained equally long.
 
     Attributes:
       grid: the points and seeds (`dlexp.sweep.grid`).
-      make_learner: `(config, num_steps) -> Learner`, called once per group.
+      make_learner: `(config, num_steps) -> Learner`, called once per group; or a Measurement, where num_steps is 0.
       num_steps: optimizer steps of each run; 0 measures at initialization only.
       num_evals: evaluations after step 0, evenly spaced; must divide `num_steps`.
     """
 
     grid: Grid
-    make_learner: Callable[[Config, int], Learner]
+    make_learner: Callable[[Config, int], Learner | Measurement]
     num_steps: int
     num_evals: int = 1
 

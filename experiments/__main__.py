@@ -30,7 +30,8 @@ REPOSITORY = Path(experiments.__file__).parents[1]
 def module_names() -> list[str]:
     """Returns the names of all experiment modules below this folder, in order."""
     found = pkgutil.walk_packages(experiments.__path__, "experiments.")
-    return sorted(each.name for each in found if not each.ispkg and not each.name.endswith("__main__"))
+    names = (each.name for each in found if not each.ispkg)
+    return sorted(name for name in names if not name.rpartition(".")[2].startswith("_"))
 
 
 def experiment_of(module_name: str) -> Experiment:

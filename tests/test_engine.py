@@ -8,13 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from dlexp import learner, losses, models, optim
+from dlexp import api, learner, losses, models, optim
 from dlexp.data import bundled
 from dlexp.sweep import engine, geomspace, grid, recorder
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Identity
 from dlexp.theory.optimizers import quadratic_contraction
-from dlexp.types import Learner, Range, Sweep
+from dlexp.types import Experiment, Learner, Measurement, Range, Sweep
 from tests.conftest import counted_compiles, finished, metric, small_learner
 
 
@@ -257,3 +257,43 @@ def test_updates_may_measure_nothing_or_whole_numbers(devices):
     assert metric(rows, (True, 0.1, 1.0, 0), "batch/count").tolist() == [3, 3]
     assert metric(rows, (False, 0.1, 1.0, 0), "test/count").tolist() == [7, 7, 7]
     assert metric(rows, (False, 0.1, 1.0, 0), "test/w").tolist() == [1, 0.25, 0.0625]
+
+
+def test_a_measurement_is_run_on_the_host_saved_and_not_run_twice(tmp_path):
+    seen = []
+
+    def make(config, num_steps):
+        def measure(hyper, seed):
+            seen.append((config["size"], hyper["factor"], seed))
+            value = np.inf if hyper["factor"] > 2 else hyper["factor"] * config["size"] + seed
+            return {"value/sum": value, "value/both": np.array([value, 1.0])}
+
+        return Measurement(measure, {"factor": Range(0.0, 10.0), "other": Range(default=1.0)})
+
+    points = grid(config={"size": (10, 20)}, hyper={"factor": (1.0, 3.0)}, seeds=2)
+    experiment = Experiment("tests.host", 1, "Measured?", lambda scale: {"main": Sweep(points, make, num_steps=0)})
+    for _ in range(2):
+        table = api.run(experiment, out=tmp_path)["main"]
+    assert len(seen) == 8
+    row = table.select(size=20, factor=1.0, seed=1)
+    assert row.frame["value/sum"].tolist() == [21.0]
+    np.testing.assert_array_equal(row.curves("value/both"), [[[21.0, 1.0]]])
+    lost = table.select(factor=3.0).frame
+    assert set(lost["status"]) == {"nonfinite"}
+    with pytest.raises(ValueError, match="factor"):
+        api.plan(experiment, axes={"factor": (11.0,)})
+
+
+def test_measurements_and_learners_do_not_mix_and_take_no_steps(tmp_path):
+    def make(config, num_steps):
+        if config["kind"] == "learner":
+            return small_learner({}, 0)
+        return Measurement(lambda hyper, seed: {"a/b": 1.0}, {"learning_rate": Range(0.0)})
+
+    points = grid(config={"kind": ("learner", "measurement")}, hyper={"learning_rate": (0.1,)}, seeds=1)
+    mixed = Experiment("tests.mixed", 1, "Mixed?", lambda scale: {"main": Sweep(points, make, num_steps=0)})
+    with pytest.raises(TypeError, match="some configs give a Learner, others a Measurement; split it"):
+        api.run(mixed, out=tmp_path)
+    stepping = Experiment("tests.steps", 1, "Steps?", lambda scale: {"main": Sweep(points, make, num_steps=10)})
+    with pytest.raises(ValueError, match="a measurement takes no steps"):
+        api.plan(stepping)

@@ -143,7 +143,7 @@ def _to_arrow(values: Any) -> pa.Array:
     if values.ndim == 2:
         flat = pa.array(np.ascontiguousarray(values).reshape(-1))
         return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-    return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
+    return pa.FixedShapeTensorArray.from_numpy_ndarray(values.copy())  # strides of axes of one entry count, too
 
 
 def to_numpy(column: pa.ChunkedArray) -> np.ndarray:

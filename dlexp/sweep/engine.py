@@ -133,6 +133,9 @@ def train(
       ValueError: where a learner's metrics are named badly.
       OutOfMemoryError: where a run does not fit alone.
     """
+    if any(group.measure for group in plan.groups):
+        yield from _measured(plan, done)
+        return
     mesh = jax.make_mesh((len(devices),), ("run",), axis_types=(AxisType.Auto,), devices=devices)
     pool = ThreadPoolExecutor(machine.num_cores())
     place_data = _cached_placement(NamedSharding(mesh, PartitionSpec()))
@@ -142,6 +145,22 @@ def train(
             yield from _Group(plan, index, mesh, done, resume).train(futures, place_data, compile_group)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _measured(plan: Plan, done: Container[str]) -> Iterator[Event]:
+    """Runs on the host, one after another, each a chunk of its own; all groups of such a sweep are measurements."""
+    for index, group in enumerate(plan.groups):
+        if group.measure is None:
+            raise TypeError(f"sweep {plan.identity.sweep}: some configs give a Learner, others a Measurement; split it")
+        for name, run in plan.runs(group):
+            if name not in done:
+                began = time.perf_counter()
+                values = group.measure(planning.full_hyper(group.learner, run), run.seed)
+                metrics = {key: np.asarray(value, np.float32)[None, None] for key, value in values.items()}
+                finite = all(np.isfinite(value).all() for value in metrics.values())
+                status, lost_at = ("ok", -1) if finite else ("nonfinite", 0)
+                seconds = time.perf_counter() - began
+                yield Finished(name, index, ((name, run),), (status,), np.array([lost_at]), metrics, seconds, 1)
 
 
 class _Placed(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 
 from dlexp.sweep import cost, machine
 from dlexp.sweep.grids import Family, Identity, Run, run_id
-from dlexp.types import Learner, Range, Sweep
+from dlexp.types import Learner, Measurement, Range, Sweep
 
 DEFAULT_WIDTH = {"cpu": 8, "gpu": 512, "tpu": 512}  # runs vmapped on one device
 _LARGEST = float(np.finfo(np.float32).max)
@@ -30,6 +30,7 @@ class Group(NamedTuple):
       num_params: numbers in the learner's `params`.
       state_bytes: of one run between steps.
       flops: of one run, training and evaluations.
+      measure: of a Measurement, whose learner only says what is swept.
     """
 
     family: Family
@@ -39,6 +40,7 @@ class Group(NamedTuple):
     num_params: int
     state_bytes: int
     flops: float
+    measure: Callable[..., Mapping[str, Any]] | None = None
 
 
 class Plan(NamedTuple):
@@ -106,6 +108,11 @@ def hyper_dtype(learner: Learner, name: str) -> Any:
 def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.Device]) -> Group:
     learner = sweep.make_learner(family.config, sweep.num_steps)
     _check(identity, sweep, family, learner)
+    if isinstance(learner, Measurement):
+        if sweep.num_steps:
+            raise ValueError(f"sweep {identity.sweep}: a measurement takes no steps, so num_steps must be 0")
+        idle = Learner({}, learner.hyper, _never, None, _never)
+        return Group(family, idle, sweep.grid.num_runs(family), 1, 0, 0, 0.0, learner.measure)
     if not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in jax.tree.leaves(learner.data)):
         raise TypeError(
             f"sweep {identity.sweep}: a learner's data must be arrays; wrap numbers and lists in np.asarray"
@@ -132,6 +139,10 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
     )
 
 
+def _never(*args: Any) -> Any:
+    raise AssertionError("a measurement has no programs")
+
+
 def _width(devices: list[jax.Device], run_bytes: float, data_bytes: float) -> int:
     """The backend's default, halved until the estimate fits; measured planning will take its place here."""
     width = DEFAULT_WIDTH.get(devices[0].platform, 64)
@@ -146,7 +157,7 @@ def _num_params(state: Any) -> int:
     return sum(leaf.size for path, leaf in leaves if "params" in jax.tree_util.keystr(path[:1]))
 
 
-def _check(identity: Identity, sweep: Sweep, family: Family, learner: Learner) -> None:
+def _check(identity: Identity, sweep: Sweep, family: Family, learner: Learner | Measurement) -> None:
     where = f"sweep {identity.sweep}"
     for name in family.hyper_names:
         if name not in learner.hyper:
