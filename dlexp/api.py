@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,13 @@ import dlexp
 from dlexp import claims as judging
 from dlexp.results import files, folders, table
 from dlexp.results.files import ResultsError
-from dlexp.results.table import Results
+from dlexp.results.table import NotMeasuredError, Results
 from dlexp.sweep import overrides
 from dlexp.sweep.grids import Identity
 from dlexp.types import Experiment
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.console import Console
 
     from dlexp.sweep.plan import Plan
@@ -68,7 +69,7 @@ def run(
     training.train(experiment, plans, scale=scale, folder=folder, fresh=fresh, console=console)
     results = table.load(folder)
     try:
-        publish(experiment, results)
+        publish(experiment, results, tell=lambda sentence: say(console, sentence))
     except ResultsError as error:
         say(console, str(error))
     return results
@@ -113,13 +114,20 @@ def _check_names(experiment: str, sweeps: Iterable[str]) -> None:
             )
 
 
-def publish(experiment: Experiment, results: Results, folder: Path | None = None) -> list[Path]:
+def publish(
+    experiment: Experiment,
+    results: Results,
+    folder: Path | None = None,
+    *,
+    tell: Callable[[str], None] = lambda sentence: None,
+) -> list[Path]:
     """Draws the figures and judges the claims from saved results and returns the paths of what it wrote.
 
     Args:
       experiment: whose figures and claims.
       results: what they are made from.
       folder: where they go (default: to the results).
+      tell: is told what cannot be drawn or judged because this grid has not measured it.
 
     Raises:
       ResultsError: where runs are missing, or the saved grid is not the experiment's own and they cannot be made
@@ -132,9 +140,10 @@ def publish(experiment: Experiment, results: Results, folder: Path | None = None
         _check_complete(results)
         with plots.style():
             figures = experiment.figures(results)
-        if not isinstance(figures, Mapping):
-            raise TypeError(f"an experiment's figures must return {{name: Figure}}, got {type(figures).__name__}")
-        claims = experiment.claims(results)
+            if not isinstance(figures, Mapping):
+                raise TypeError(f"an experiment's figures must return {{name: Figure}}, got {type(figures).__name__}")
+            drawn = _drawn(figures, tell)
+        claims = _judged(experiment, results, tell, anything=bool(drawn))
     except Exception as error:
         if not isinstance(error, ResultsError) and not _is_changed(experiment, results):
             raise
@@ -145,11 +154,40 @@ def publish(experiment: Experiment, results: Results, folder: Path | None = None
             f"{results.folder}"
         ) from error
     written = []
-    for name, figure in figures.items():
+    for name in figures.keys() - drawn.keys():  # an older one would be of another grid
+        for ending in ("svg", "png"):
+            (folder / "figures" / f"{name}.{ending}").unlink(missing_ok=True)
+    for name, figure in drawn.items():
         written += plots.save(figure, folder / "figures" / name)
     path = folder / "claims.json"
     files.write_text(path, judging.to_json(claims))
     return [*written, path]
+
+
+def _drawn(figures: Mapping[str, Any], tell: Callable[[str], None]) -> dict[str, Figure]:
+    """The figures that this grid has the points for; an error where it has them for none."""
+    drawn, last = {}, None
+    for name, figure in figures.items():
+        try:
+            drawn[name] = figure() if callable(figure) else figure
+        except NotMeasuredError as error:
+            tell(f"figure {name} is left out: {error}")
+            last = error
+    if last and not drawn:
+        raise last
+    return drawn
+
+
+def _judged(
+    experiment: Experiment, results: Results, tell: Callable[[str], None], *, anything: bool
+) -> Sequence[judging.Claim]:
+    try:
+        return experiment.claims(results)
+    except NotMeasuredError as error:
+        if not anything:
+            raise
+        tell(f"no claim is judged: {error}")
+        return ()
 
 
 def _check_complete(results: Results) -> None:

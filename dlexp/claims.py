@@ -81,15 +81,17 @@ def judge(
     Raises:
       ValueError: on a value that is not finite.
     """
-    intervals, num_seeds = {}, {}
+    intervals, num_seeds, most = {}, {}, 0
     for condition, effect in effects.items():
         values = _measured(effect)
         if not np.isfinite(np.asarray(values, float)).all():
             raise ValueError(f"judge: {condition!r} has values that are not finite; count failed runs as a value")
+        most = max(most, len(values))
         if len(values) > 1:
             intervals[condition], num_seeds[condition] = analysis.t_interval(values), len(values)
     if not intervals:
-        return Claim(claim, source, rule, UNDECIDED, None, None, 0, "not measured in this grid")
+        why = "one seed has no interval" if most else "not measured in this grid"
+        return Claim(claim, source, rule, UNDECIDED, None, None, most, why)
     verdicts = {name: verdict_of((each.low, each.high), smallest) for name, each in intervals.items()}
     hardest = min(intervals, key=lambda name: intervals[name].mean)
     agreed = len(set(verdicts.values())) == 1

@@ -94,7 +94,7 @@ def _conclude(experiment: Experiment, folder: Path, console: Console) -> int:
     for part in report.best_points(results):
         console.print(part)
     try:
-        written = api.publish(experiment, results)
+        written = api.publish(experiment, results, tell=lambda sentence: say(console, sentence))
     except ResultsError as error:
         say(console, str(error))
         return 0
@@ -117,7 +117,7 @@ def _redraw(experiment: Experiment, values: dict[str, Any], console: Console) ->
     target = folders.folder_of(values["out"], experiment.name, values["scale"])
     if results.folder != target:
         say(console, f"drawn from the reference results in {results.folder}")
-    for path in api.publish(experiment, results, folder=target):
+    for path in api.publish(experiment, results, folder=target, tell=lambda sentence: say(console, sentence)):
         say(console, str(path))
     return 0
 

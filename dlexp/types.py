@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Key: TypeAlias = "jax.Array"
 Hyper: TypeAlias = "Mapping[str, jax.Array]"
 Metrics: TypeAlias = "Mapping[str, jax.Array]"
+Figures: TypeAlias = "Mapping[str, Figure | Callable[[], Figure]]"
 Config = Mapping[str, Any]
 PyTree = Any
 
@@ -127,7 +128,8 @@ class Experiment(NamedTuple):
       version: part of every run's identity; raise it when the meaning of the code or its constants changes.
       question: one sentence that ends with a question mark.
       sweeps: `scale -> {name: Sweep}` for the scales `smoke`, `cpu` and `gpu`.
-      figures: `results -> {name: Figure}`, from saved results alone.
+      figures: `results -> {name: Figure}`, from saved results alone; a function in place of a Figure is called when
+        it is its turn, and a figure whose points the grid lacks (`NotMeasuredError`) is left out.
       claims: `results -> [Claim]`, from saved results alone.
     """
 
@@ -135,5 +137,5 @@ class Experiment(NamedTuple):
     version: int
     question: str
     sweeps: Callable[[str], Mapping[str, Sweep]]
-    figures: Callable[[Results], Mapping[str, Figure]] = lambda results: {}
+    figures: Callable[[Results], Figures] = lambda results: {}
     claims: Callable[[Results], Sequence[Claim]] = lambda results: ()

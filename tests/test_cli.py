@@ -403,3 +403,51 @@ def make(config, num_steps):
 GRID = grid(hyper={"learning_rate": (.1, .01)}, seeds=2)
 SMALL = Experiment("tests.note", 1, "?", lambda scale: {"main": Sweep(GRID, make, 20, 2)})
 """
+
+
+def test_what_a_smaller_grid_can_show_is_drawn_and_the_rest_is_named(tmp_path):
+    from matplotlib.figure import Figure
+
+    def needs(table, rate):
+        table.select(learning_rate=rate)
+        return Figure()
+
+    def figures(results):
+        return {"low": lambda: needs(results["main"], 0.01), "high": lambda: needs(results["main"], 0.1)}
+
+    partly = SMALL._replace(figures=figures)
+    folder = folders.folder_of(tmp_path, SMALL.name, "smoke")
+    main(experiment=partly, out=tmp_path)
+    assert {path.stem for path in (folder / "figures").iterdir()} == {"low", "high"}
+    status, said, _ = main("--axis=learning_rate=0.1", experiment=partly, out=tmp_path)
+    assert status == 0
+    assert "figure low is left out: select: no run of sweep main has {'learning_rate': 0.01}" in said.replace("\n", " ")
+    assert {path.stem for path in (folder / "figures").iterdir()} == {"high"}
+    status, said, _ = main("--axis=learning_rate=0.3", experiment=partly, out=tmp_path)
+    assert "no figures and claims" in said
+
+
+def test_a_choice_that_the_experiment_does_not_know_is_said_in_a_sentence(tmp_path):
+    def make(config, num_steps):
+        return {"plain": small_learner(config, num_steps)}[config["kind"]]
+
+    def sweeps(scale):
+        points = grid(config={"kind": ("plain",)}, hyper={"learning_rate": (0.1,)})
+        return {"main": Sweep(points, make, 20, 2)}
+
+    status, _, said = main("--axis=kind=fancy", experiment=SMALL._replace(sweeps=sweeps), out=tmp_path / "runs")
+    assert status == 2
+    assert "sweep main: the experiment knows no 'fancy' (kind='fancy')" in said.replace("\n", " ")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_more_seeds_go_on_from_the_declared_ones(tmp_path):
+    def sweeps(scale):
+        points = grid(hyper={"learning_rate": (0.1,)}, seeds=(8, 9))
+        return {"main": Sweep(points, lambda config, num_steps: small_learner(config, num_steps), 20, 2)}
+
+    held_out = SMALL._replace(sweeps=sweeps)
+    main(experiment=held_out, out=tmp_path)
+    main("--seeds=4", experiment=held_out, out=tmp_path)
+    results = load(folders.folder_of(tmp_path, SMALL.name, "smoke"))
+    assert sorted(results["main"].frame["seed"]) == [8, 9, 10, 11]

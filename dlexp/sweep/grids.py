@@ -160,7 +160,9 @@ def grid(
 
 
 def override(declared: Grid, name: str, values: Any) -> Grid:
-    """Returns the grid with other values on one axis, in every block that has it; `seed` takes a count too.
+    """Returns the grid with other values on one axis, in every block that has it.
+
+    `seed` takes a count too: as many from the block's first seed on.
 
     Raises:
       ValueError, TypeError: as `grid` does.
@@ -171,13 +173,20 @@ def override(declared: Grid, name: str, values: Any) -> Grid:
         for axes in (config, hyper):
             if name in axes:
                 axes[name] = values
-        return grid(config=config, hyper=hyper, seeds=values if name == "seed" else block.seeds).blocks[0]
+        return grid(
+            config=config, hyper=hyper, seeds=_other_seeds(block, values) if name == "seed" else block.seeds
+        ).blocks[0]
 
     blocks: list[Block] = []
     for block in map(changed, declared.blocks):
         if block not in blocks:
             blocks.append(block)
     return Grid(tuple(blocks))
+
+
+def _other_seeds(block: Block, values: Any) -> Any:
+    """As many seeds from the first declared one on: an experiment may have used up those before it."""
+    return range(min(block.seeds), min(block.seeds) + values) if isinstance(values, int) else values
 
 
 def parse_axis(text: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,12 @@ def apply(
     if num_steps is not None:
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        together = math.lcm(*(sweep.num_evals for sweep in sweeps.values() if sweep.num_steps))
+        if num_steps % together:
+            raise ValueError(
+                f"num_steps must be a multiple of {together} for the evaluations of {', '.join(sweeps)}, got "
+                f"{num_steps}; take {-(-num_steps // together) * together}, or change one sweep alone with --sweep=NAME"
+            )
         sweeps = {name: _with_num_steps(sweep, num_steps) for name, sweep in sweeps.items()}
     for name, values in (axes or {}).items():
         sweeps = _with_axis_everywhere(sweeps, name, values)

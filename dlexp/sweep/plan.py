@@ -106,7 +106,14 @@ def hyper_dtype(learner: Learner, name: str) -> Any:
 
 
 def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.Device]) -> Group:
-    learner = sweep.make_learner(family.config, sweep.num_steps)
+    try:
+        learner = sweep.make_learner(family.config, sweep.num_steps)
+    except KeyError as error:
+        config = ", ".join(f"{name}={value!r}" for name, value in family.config.items())
+        raise ValueError(
+            f"sweep {identity.sweep}: the experiment knows no {error} ({config}); --help and the "
+            "module's docstring say what there is, --sweep=NAME changes one sweep alone"
+        ) from error
     _check(identity, sweep, family, learner)
     if isinstance(learner, Measurement):
         if sweep.num_steps:

@@ -27,7 +27,7 @@ from dlexp.data import Dataset, Split, bundled, idx
 from dlexp.models import ConvLayer
 from dlexp.results import Results, Table
 from dlexp.sweep import grid
-from dlexp.types import Config, Experiment, Hyper, Key, Learner, Metrics, Model, Sweep
+from dlexp.types import Config, Experiment, Figures, Hyper, Key, Learner, Metrics, Model, Sweep
 
 CHANCE = 0.1
 SIZES = {"digits": (50, 200, 1000), "fashion_mnist": (200, 1000, 5000)}
@@ -96,9 +96,9 @@ def sweeps(scale: str) -> dict[str, Sweep]:
     return declared
 
 
-def figures(results: Results) -> dict[str, Figure]:
+def figures(results: Results) -> Figures:
     """Accuracy over the number of images; the filters of the first layer."""
-    return {"accuracy_by_size": _accuracy_by_size(results), "filters": _filters(results)}
+    return {"accuracy_by_size": lambda: _accuracy_by_size(results), "filters": lambda: _filters(results)}
 
 
 def claims(results: Results) -> list[Claim]:

@@ -28,7 +28,7 @@ from dlexp.data import bundled, mnist1d
 from dlexp.results import NotMeasuredError, Results, Table
 from dlexp.sweep import grid
 from dlexp.sweep.grids import Grid
-from dlexp.types import Config, Experiment, Learner, Sweep
+from dlexp.types import Config, Experiment, Figures, Learner, Sweep
 
 CHANCE = 0.1
 START, HIGH_LOSS, WIDE_GAP = 4, 0.1 * float(np.log(10)), 0.05
@@ -122,9 +122,9 @@ def best_cell(results: Results, name: str, **fixed: float) -> Cell:
     return max(there, key=lambda cell: measured(results, name, cell, "validation/accuracy").mean())
 
 
-def figures(results: Results) -> dict[str, Figure]:
+def figures(results: Results) -> Figures:
     """The maps with the recipe's path; losses over depth."""
-    return {"recipe_on_the_map": _maps(results), "loss_by_depth": _loss_by_depth(results)}
+    return {"recipe_on_the_map": lambda: _maps(results), "loss_by_depth": lambda: _loss_by_depth(results)}
 
 
 def claims(results: Results) -> list[Claim]:

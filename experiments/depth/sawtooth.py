@@ -33,7 +33,7 @@ from dlexp.learner import State
 from dlexp.results import Results, Table
 from dlexp.sweep import grid
 from dlexp.theory import counting
-from dlexp.types import Config, Experiment, Hyper, Key, Learner, Metrics, PyTree, Range, Sweep
+from dlexp.types import Config, Experiment, Figures, Hyper, Key, Learner, Metrics, PyTree, Range, Sweep
 
 FOLDS, SHOWN = (2, 3, 4, 5, 6), (4, 6)
 WIDTHS = {  # parameters, up to a tenth -> hidden layers -> units a layer
@@ -168,12 +168,12 @@ def sweeps(scale: str) -> dict[str, Sweep]:
     }
 
 
-def figures(results: Results) -> dict[str, Figure]:
+def figures(results: Results) -> Figures:
     """The fits, their errors by size and depth, the pieces, and the best piecewise linear fit of a sine."""
     return {
-        "fits": _fits(results["trained"]),
-        "error_by_size": _error_by_size(results["trained"]),
-        "pieces": _pieces(results),
+        "fits": lambda: _fits(results["trained"]),
+        "error_by_size": lambda: _error_by_size(results["trained"]),
+        "pieces": lambda: _pieces(results),
     }
 
 

@@ -32,7 +32,7 @@ from dlexp.results import Results, Table
 from dlexp.sweep import grid
 from dlexp.sweep.grids import Grid
 from dlexp.theory import mean_field
-from dlexp.types import Config, Experiment, Learner, Sweep
+from dlexp.types import Config, Experiment, Figures, Learner, Sweep
 
 BIAS_VARIANCE = 0.05
 CHANCE = 0.1
@@ -112,9 +112,9 @@ def _variants(num_layers: int, seeds: Sequence[int]) -> Grid:
     return plain | grid(config={"variant": ("relu_residual",), **config}, hyper=skips, seeds=seeds)
 
 
-def figures(results: Results) -> dict[str, Figure]:
+def figures(results: Results) -> Figures:
     """Training accuracy over sigma_w^2 with the theory's boundary; training curves of the variants."""
-    return {"accuracy_by_scale": _accuracy_by_scale(results), "variants": _variant_curves(results)}
+    return {"accuracy_by_scale": lambda: _accuracy_by_scale(results), "variants": lambda: _variant_curves(results)}
 
 
 def claims(results: Results) -> list[Claim]:

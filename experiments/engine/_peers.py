@@ -90,19 +90,22 @@ def this_engine(work: Workload) -> Train:
 
 
 def _one_run(work: Workload, each: Learner) -> Callable[..., jax.Array]:
-    """One run as one function of seed, rate and data: a loop over intervals, an evaluation after each."""
+    """One run as one function of seed, rate and data: a loop over intervals, an evaluation after each.
+
+    Its random numbers are the engine's, so the losses are, too.
+    """
 
     def run(seed: jax.Array, rate: jax.Array, data: Any) -> jax.Array:
         hyper = {name: jnp.asarray(legal.default or 0.0) for name, legal in each.hyper.items()}
         hyper["learning_rate"] = rate
-        key = jax.random.key(seed)
-        state = each.init(key, hyper, data)
+        init_key, update_key, key = (jax.random.fold_in(jax.random.key(seed), purpose) for purpose in range(3))
+        state = each.init(init_key, hyper, data)
         assert each.update is not None
         update = each.update
 
         def interval(state: Any, first: jax.Array) -> tuple[Any, jax.Array]:
             def step(index: jax.Array, state: Any) -> Any:
-                return update(jax.random.fold_in(key, index), hyper, data, state)[0]
+                return update(jax.random.fold_in(update_key, index), hyper, data, state)[0]
 
             state = jax.lax.fori_loop(first, first + EVERY, step, state)
             return state, each.evaluate(key, hyper, data, state)["train/loss"]
@@ -228,7 +231,7 @@ def scikit_learn(work: Workload) -> Train:
             network = MLPClassifier(work.widths, batch_size=rows, random_state=seed, learning_rate_init=float(rate))
             for index in range(num_steps):
                 batch = rng.integers(0, len(inputs), rows)
-                network.partial_fit(inputs[batch], labels[batch], classes if index == 0 else None)
+                network.partial_fit(inputs[batch], labels[batch], classes=classes if index == 0 else None)
                 if (index + 1) % EVERY == 0:
                     network.score(inputs[:1000], labels[:1000])
 

@@ -32,7 +32,7 @@ from dlexp.claims import Claim, each, judge
 from dlexp.data import Dataset, Split, bundled, idx
 from dlexp.results import NotMeasuredError, Results, Table
 from dlexp.sweep import grid
-from dlexp.types import Config, Experiment, Measurement, Sweep
+from dlexp.types import Config, Experiment, Figures, Measurement, Sweep
 from experiments.engine import _peers
 from experiments.engine._peers import CONTENDERS, Workload
 
@@ -111,9 +111,9 @@ def sweeps(scale: str) -> dict[str, Sweep]:
     return {name: Sweep(grid(config={"workload": (name,)}, seeds=seeds), rounds, num_steps=0) for name in names}
 
 
-def figures(results: Results) -> dict[str, Figure]:
+def figures(results: Results) -> Figures:
     """Steps a second of everyone; the share of the machine's rate."""
-    return {"rates": _rates(results)}
+    return {"rates": lambda: _rates(results)}
 
 
 def claims(results: Results) -> list[Claim]:

@@ -21,11 +21,12 @@ from matplotlib.figure import Figure
 
 from dlexp import analysis, cli, plots
 from dlexp.claims import Claim, judge
-from dlexp.results import Results, Table
+from dlexp.results import NotMeasuredError, Results, Table
 from dlexp.sweep import geomspace, grid
-from dlexp.types import Config, Experiment, Hyper, Key, Learner, Metrics, PyTree, Range, Sweep
+from dlexp.types import Config, Experiment, Figures, Hyper, Key, Learner, Metrics, PyTree, Range, Sweep
 
 WIDTH, NUM_EXAMPLES = 16, 32
+RATE = Range(0.0, open_low=True)
 WINDOW = {"inner_rate": (0.3, 1000.0), "outer_rate": (0.06, 1.5)}
 
 
@@ -52,7 +53,7 @@ def network(config: Config, num_steps: int) -> Learner:
     rng = np.random.default_rng(0)
     examples = rng.standard_normal((NUM_EXAMPLES, WIDTH + 1)).astype(np.float32)
     data = {"inputs": examples[:, :-1], "targets": examples[:, -1]}
-    return Learner(data, {"inner_rate": Range(0.0), "outer_rate": Range(0.0)}, init, update, evaluate)
+    return Learner(data, {"inner_rate": RATE, "outer_rate": RATE}, init, update, evaluate)
 
 
 def sweeps(scale: str) -> dict[str, Sweep]:
@@ -69,9 +70,9 @@ def sweeps(scale: str) -> dict[str, Sweep]:
     }
 
 
-def figures(results: Results) -> dict[str, Figure]:
+def figures(results: Results) -> Figures:
     """The map; how the number of boxes that meet the boundary grows."""
-    return {"map": _map(results["map"]), "box_counting": _box_counting(results)}
+    return {"map": lambda: _map(results["map"]), "box_counting": lambda: _box_counting(results)}
 
 
 def claims(results: Results) -> list[Claim]:
@@ -101,6 +102,10 @@ def _maps(table: Table) -> list[Table]:
     return [table.select(seed=int(seed)) for seed in np.unique(table.frame["seed"])]
 
 
+def _first(table: Table) -> Table:
+    return table.select(seed=int(table.frame["seed"].min()))
+
+
 def _grid(table: Table, values: np.ndarray) -> np.ndarray:
     """Values of the runs as `[outer rate, inner rate]`, both rising."""
     frame = table.frame.assign(value=values)
@@ -111,6 +116,8 @@ def _grid(table: Table, values: np.ndarray) -> np.ndarray:
 
 def _diverged(table: Table) -> np.ndarray:
     """Which runs end non-finite or worse than they began, `[outer rate, inner rate]`."""
+    if min(table.frame[name].nunique() for name in WINDOW) < 8:
+        raise NotMeasuredError("a map needs at least 8 rates of each layer")
     losses = table.curves("train/loss")
     return _grid(table, ~(losses[:, -1] < losses[:, 0])).astype(bool)
 
@@ -150,8 +157,7 @@ def _range(table: Table) -> float:
 
 def _map(table: Table) -> Figure:
     figure, axes = plots.subplots(width=8.2, height=7.4)
-    first = int(table.frame["seed"].min())
-    runs = table.select(seed=first)
+    runs, first = _first(table), int(table.frame["seed"].min())
     diverged = _diverged(runs)
     steps = runs.frame["nonfinite_at"].to_numpy(float)
     lasted = _grid(runs, np.where(steps < 0, table.num_steps, steps))
@@ -187,8 +193,9 @@ def _box_counting(results: Results) -> Figure:
     label = f"{len(maps)} seeds, dimension {mean:.2f} [{low:.2f}, {high:.2f}]"
     values = np.array([counts for _, counts in counted], float)
     plots.band(axes, counted[0][0], values, label=label, color=plots.COLORS[0], log=True, marker="o")
-    sizes, counts = boxes(_boundary(results["map"]))
-    name = f"the map, dimension {dimension(_boundary(results['map'])):.2f}"
+    edge = _boundary(_first(results["map"]))
+    sizes, counts = boxes(edge)
+    name = f"the map, dimension {dimension(edge):.2f}"
     axes.plot(sizes, counts, "o-", color=plots.COLORS[1], label=name)
     plots.theory_line(axes, sizes, counts[0] * sizes[0] / sizes, "a smooth curve: dimension 1")
     axes.set(xscale="log", yscale="log", xlabel="size of the boxes, pixels", ylabel="boxes on the boundary")

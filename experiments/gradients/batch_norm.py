@@ -24,7 +24,7 @@ from dlexp.propagation import propagation
 from dlexp.results import Results, Table
 from dlexp.sweep import geomspace, grid
 from dlexp.theory import mean_field
-from dlexp.types import Config, Experiment, Learner, Sweep
+from dlexp.types import Config, Experiment, Figures, Learner, Sweep
 
 CHANCE = 0.1
 PLACEMENTS = {"none": "without", "before": "before the activation", "after": "after the activation"}
@@ -79,10 +79,10 @@ def sweeps(scale: str) -> dict[str, Sweep]:
     }
 
 
-def figures(results: Results) -> dict[str, Figure]:
+def figures(results: Results) -> Figures:
     """Accuracy by rate, sensitivity to the initial scale, and gradients by layer."""
-    drawn = {"accuracy_by_rate": _accuracy_by_rate(results["rates"])}
-    return {**drawn, "scales_and_gradients": _scales_and_gradients(results)}
+    drawn: Figures = {"accuracy_by_rate": lambda: _accuracy_by_rate(results["rates"])}
+    return {**drawn, "scales_and_gradients": lambda: _scales_and_gradients(results)}
 
 
 def claims(results: Results) -> list[Claim]:

@@ -24,7 +24,7 @@ from dlexp.claims import Claim, each, judge
 from dlexp.data import Dataset, Split
 from dlexp.results import Results, Table
 from dlexp.sweep import geomspace, grid
-from dlexp.types import Config, Experiment, Hyper, Key, Learner, Metrics, PyTree, Sweep
+from dlexp.types import Config, Experiment, Figures, Hyper, Key, Learner, Metrics, PyTree, Sweep
 
 GUESS = 1 / 6  # squared error of the best constant prediction
 LENGTH = 50
@@ -98,9 +98,9 @@ def sweeps(scale: str) -> dict[str, Sweep]:
     }
 
 
-def figures(results: Results) -> dict[str, Figure]:
+def figures(results: Results) -> Figures:
     """How the runs end over rate and threshold; the walk of one weight towards the cliff."""
-    return {"loss_by_rate": _loss_by_rate(results["adding"]), "cliff": _cliff(results["cliff"])}
+    return {"loss_by_rate": lambda: _loss_by_rate(results["adding"]), "cliff": lambda: _cliff(results["cliff"])}
 
 
 def claims(results: Results) -> list[Claim]:

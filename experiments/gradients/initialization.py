@@ -26,7 +26,7 @@ from dlexp.propagation import propagation
 from dlexp.results import Results, Table
 from dlexp.sweep import grid
 from dlexp.theory import mean_field
-from dlexp.types import Config, Experiment, Hyper, Key, Learner, Metrics, PyTree, Sweep
+from dlexp.types import Config, Experiment, Figures, Hyper, Key, Learner, Metrics, PyTree, Sweep
 
 CHANCE = 0.1
 XAVIER, HE = 1.0, 2**0.5  # of layers with as many inputs as outputs
@@ -94,12 +94,12 @@ def sweeps(scale: str) -> dict[str, Sweep]:
     }
 
 
-def figures(results: Results) -> dict[str, Figure]:
+def figures(results: Results) -> Figures:
     """Accuracy over the scale of the weights; the signal by layer; units that stay alike."""
     return {
-        "accuracy_by_scale": _accuracy_by_scale(results["scales"]),
-        "signal_by_layer": _signal_by_layer(results["signal"]),
-        "units_alike": _units_alike(results["alike"]),
+        "accuracy_by_scale": lambda: _accuracy_by_scale(results["scales"]),
+        "signal_by_layer": lambda: _signal_by_layer(results["signal"]),
+        "units_alike": lambda: _units_alike(results["alike"]),
     }
 
 

@@ -27,7 +27,7 @@ from dlexp.propagation import propagation
 from dlexp.results import Results, Table
 from dlexp.sweep import grid
 from dlexp.theory import mean_field
-from dlexp.types import Config, Experiment, Learner, Sweep
+from dlexp.types import Config, Experiment, Figures, Learner, Sweep
 
 NUM_LAYERS = 50
 LESSON_SCALE = 0.694488**0.5  # sigma_w of the sigmoid network whose gradient shrinks to a fifth a layer
@@ -108,12 +108,12 @@ def sweeps(scale: str) -> dict[str, Sweep]:
     }
 
 
-def figures(results: Results) -> dict[str, Figure]:
+def figures(results: Results) -> Figures:
     """Gradients by layer with theory; the lesson's five numbers beside the network; the remedies' training."""
     return {
-        "gradient_by_layer": _gradient_by_layer(results["profiles"]),
-        "lesson_numbers": _lesson_numbers(results["profiles"]),
-        "remedies": _remedies(results["remedies"]),
+        "gradient_by_layer": lambda: _gradient_by_layer(results["profiles"]),
+        "lesson_numbers": lambda: _lesson_numbers(results["profiles"]),
+        "remedies": lambda: _remedies(results["remedies"]),
     }
 
 

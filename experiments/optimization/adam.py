@@ -26,7 +26,7 @@ from dlexp.data import mnist1d
 from dlexp.results import Results, Table
 from dlexp.sweep import geomspace, grid
 from dlexp.theory import optimizers as theory
-from dlexp.types import Config, Experiment, Hyper, Key, Learner, Metrics, PyTree, Sweep
+from dlexp.types import Config, Experiment, Figures, Hyper, Key, Learner, Metrics, PyTree, Sweep
 
 CHANCE, _RATE = 0.1, "learning_rate"
 DECAYS = (0.9, 0.99, 0.999, 0.9999)  # b2
@@ -94,9 +94,12 @@ def sweeps(scale: str) -> dict[str, Sweep]:
     }
 
 
-def figures(results: Results) -> dict[str, Figure]:
+def figures(results: Results) -> Figures:
     """Accuracy over the rate for each part; step lengths with theory; what missing correction costs early."""
-    return {"accuracy_by_rate": _accuracy_by_rate(results["parts"]), "bias_correction": _bias_correction(results)}
+    return {
+        "accuracy_by_rate": lambda: _accuracy_by_rate(results["parts"]),
+        "bias_correction": lambda: _bias_correction(results),
+    }
 
 
 def claims(results: Results) -> list[Claim]:

@@ -30,7 +30,7 @@ from dlexp.data import Dataset, mnist1d, splits
 from dlexp.results import NotMeasuredError, Results, ResultsError, Table, folders, load
 from dlexp.sweep import geomspace, grid
 from dlexp.theory import optimizers as theory
-from dlexp.types import Config, Experiment, Hyper, Key, Learner, Metrics, PyTree, Sweep
+from dlexp.types import Config, Experiment, Figures, Hyper, Key, Learner, Metrics, PyTree, Sweep
 
 LESSON_RATES = (1e-3, 1e-1)
 CHANCE, BAND = 0.1, 0.02
@@ -127,9 +127,9 @@ def sweeps(scale: str) -> dict[str, Sweep]:
     }
 
 
-def figures(results: Results) -> dict[str, Figure]:
+def figures(results: Results) -> Figures:
     """Accuracy over the rate with the good bands; where quadratics and networks become unstable."""
-    return {"accuracy_by_rate": _accuracy_by_rate(results["rates"]), "stability": _stability(results)}
+    return {"accuracy_by_rate": lambda: _accuracy_by_rate(results["rates"]), "stability": lambda: _stability(results)}
 
 
 def claims(results: Results) -> list[Claim]:
@@ -190,7 +190,8 @@ def _inside_minus_outside(runs: Table) -> np.ndarray:
 
 def _slow(runs: Table) -> np.ndarray:
     values = analysis.by_seed(runs, "train/loss", "learning_rate", failed=np.log(10))
-    return (values.iloc[:, 0] - values[analysis.chosen(runs, "learning_rate")["learning_rate"]]).to_numpy()
+    lowest = runs.select(learning_rate=LESSON_RATES[0]).frame["learning_rate"].iloc[0]
+    return (values[lowest] - values[analysis.chosen(runs, "learning_rate")["learning_rate"]]).to_numpy()
 
 
 def _limit(momentum: float) -> float:

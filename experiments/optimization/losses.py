@@ -29,7 +29,7 @@ from dlexp.data import mnist1d
 from dlexp.results import Results, Table
 from dlexp.sweep import grid
 from dlexp.theory import linear as theory
-from dlexp.types import Config, Experiment, Hyper, Key, Learner, Metrics, PyTree, Range, Sweep
+from dlexp.types import Config, Experiment, Figures, Hyper, Key, Learner, Metrics, PyTree, Range, Sweep
 
 CHANCE = 0.1
 DEPTHS = (2, 4)
@@ -114,9 +114,12 @@ def sweeps(scale: str) -> dict[str, Sweep]:
     }
 
 
-def figures(results: Results) -> dict[str, Figure]:
+def figures(results: Results) -> Figures:
     """The saturated start and what losses estimate; the classifiers."""
-    return {"saturated_and_estimates": _small(results), "classifiers": _classifiers(results["classifier"])}
+    return {
+        "saturated_and_estimates": lambda: _small(results),
+        "classifiers": lambda: _classifiers(results["classifier"]),
+    }
 
 
 def claims(results: Results) -> list[Claim]:

@@ -29,7 +29,7 @@ from dlexp.data import Dataset, mnist1d, splits
 from dlexp.results import NotMeasuredError, Results, Table
 from dlexp.sweep import grid
 from dlexp.theory import linear as theory
-from dlexp.types import Config, Experiment, Hyper, Key, Learner, Metrics, PyTree, Sweep
+from dlexp.types import Config, Experiment, Figures, Hyper, Key, Learner, Metrics, PyTree, Sweep
 
 NUM_TRAIN, LABEL_NOISE, CHANCE = 200, 0.15, 0.1
 WIDTHS = (1, 2, 3, 5, 8, 12, 20, 50, 120, 300)
@@ -106,9 +106,12 @@ def sweeps(scale: str) -> dict[str, Sweep]:
     }
 
 
-def figures(results: Results) -> dict[str, Figure]:
+def figures(results: Results) -> Figures:
     """Errors over width; the exact double descent; random labels."""
-    return {"error_by_width": _error_by_width(results), "double_descent": _double_descent(results["least_squares"])}
+    return {
+        "error_by_width": lambda: _error_by_width(results),
+        "double_descent": lambda: _double_descent(results["least_squares"]),
+    }
 
 
 def claims(results: Results) -> list[Claim]:
@@ -204,6 +207,8 @@ def _peak(table: Table) -> np.ndarray:
 
 
 def _widest_gap(table: Table) -> int:
+    if len(_widths(table)) < 2:
+        raise NotMeasuredError("one width says nothing of another")
     gaps = {w: (_error(table, w, "validation") - _error(table, w, "train")).mean() for w in _widths(table)}
     return max(gaps, key=gaps.__getitem__)
 

@@ -29,7 +29,7 @@ from dlexp.claims import Claim, each, judge
 from dlexp.data import Dataset, mnist1d
 from dlexp.results import Results, Table
 from dlexp.sweep import grid
-from dlexp.types import Config, Experiment, Hyper, Key, Learner, Metrics, PyTree, Sweep
+from dlexp.types import Config, Experiment, Figures, Hyper, Key, Learner, Metrics, PyTree, Sweep
 
 CHANCE = 0.1
 RATES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8)
@@ -92,11 +92,11 @@ def sweeps(scale: str) -> dict[str, Sweep]:
     }
 
 
-def figures(results: Results) -> dict[str, Figure]:
+def figures(results: Results) -> Figures:
     """Accuracy and gap over the rate; what a missing scale does; networks without half of their units."""
     return {
-        "accuracy_by_rate": _accuracy_by_rate(results["rates"]),
-        "scaling_and_lesion": _scaling_and_lesion(results),
+        "accuracy_by_rate": lambda: _accuracy_by_rate(results["rates"]),
+        "scaling_and_lesion": lambda: _scaling_and_lesion(results),
     }
 
 

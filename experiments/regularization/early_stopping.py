@@ -30,7 +30,7 @@ from dlexp.data import Dataset, mnist1d, splits
 from dlexp.results import Results, Table
 from dlexp.sweep import grid
 from dlexp.theory import linear as theory
-from dlexp.types import Config, Experiment, Hyper, Key, Learner, Metrics, PyTree, Sweep
+from dlexp.types import Config, Experiment, Figures, Hyper, Key, Learner, Metrics, PyTree, Sweep
 
 CHANCE, RATE = 0.1, 0.0046
 NOISES = (0.0, 0.2)
@@ -141,9 +141,13 @@ def stopped_at(scores: np.ndarray, patience: int) -> np.ndarray:
     return np.array(kept)
 
 
-def figures(results: Results) -> dict[str, Figure]:
+def figures(results: Results) -> Figures:
     """Curves with their best steps; what each rule and rival ends with; stopping beside ridge."""
-    return {"curves": _curves(results["curves"]), "rules": _rules(results), "ridge": _ridge(results["linear"])}
+    return {
+        "curves": lambda: _curves(results["curves"]),
+        "rules": lambda: _rules(results),
+        "ridge": lambda: _ridge(results["linear"]),
+    }
 
 
 def claims(results: Results) -> list[Claim]:
@@ -260,7 +264,7 @@ def _ratios(table: Table, name: str) -> np.ndarray:
 
 
 def _curves(table: Table) -> Figure:
-    noises = [noise for noise in NOISES if noise in set(table.frame["noise"])]
+    noises = sorted(set(table.frame["noise"]))
     figure, panels = plots.subplots(2, len(noises), width=5.6, height=3.2)
     for column, noise in zip(np.array(panels).reshape(2, -1).T, noises, strict=True):
         runs = table.select(noise=noise)
@@ -281,7 +285,7 @@ def _curves(table: Table) -> Figure:
 
 def _rules(results: Results) -> Figure:
     table = results["curves"]
-    noises = [noise for noise in NOISES if noise in set(table.frame["noise"])]
+    noises = sorted(set(table.frame["noise"]))
     figure, panels = plots.subplots(1, len(noises), width=5.6, height=4.2)
     for axes, noise in zip(np.atleast_1d(panels), noises, strict=True):
         ends = {f"patience {patience}": _value(table, noise, "accuracy", patience) for patience in PATIENCES}

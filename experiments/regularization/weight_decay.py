@@ -24,9 +24,9 @@ from matplotlib.figure import Figure
 from dlexp import analysis, cli, learner, losses, models, optim, plots
 from dlexp.claims import Claim, each, judge
 from dlexp.data import mnist1d
-from dlexp.results import Results, Table
+from dlexp.results import NotMeasuredError, Results, Table
 from dlexp.sweep import geomspace, grid
-from dlexp.types import Config, Experiment, Learner, Sweep
+from dlexp.types import Config, Experiment, Figures, Learner, Sweep
 
 CHANCE = 0.1
 OPTIMIZERS = {  # name -> (title, optimizer, name of the strength)
@@ -63,9 +63,9 @@ def sweeps(scale: str) -> dict[str, Sweep]:
     return {"map": Sweep(blocks["sgd_l2"] | blocks["adam_l2"] | blocks["adamw"], network, num_steps=1000, num_evals=4)}
 
 
-def figures(results: Results) -> dict[str, Figure]:
+def figures(results: Results) -> Figures:
     """The three maps; accuracy and gap over the strength."""
-    return {"maps": _maps(results["map"]), "accuracy_by_strength": _by_strength(results["map"])}
+    return {"maps": lambda: _maps(results["map"]), "accuracy_by_strength": lambda: _by_strength(results["map"])}
 
 
 def claims(results: Results) -> list[Claim]:
@@ -156,6 +156,8 @@ def _regret(table: Table, name: str, keep: str) -> np.ndarray:
     means, test = _map(table, name, "validation/accuracy").mean(axis=1), _map(table, name, "test/accuracy")
     best, best_rate = np.unravel_index(means.argmax(), means.shape)
     rates = np.log10(np.unique(table.select(optimizer=name).frame["learning_rate"]))
+    if len(rates) < 2:
+        raise NotMeasuredError("one rate says nothing of another")
     strengths = np.log10(np.maximum(_strengths(table, name), 1e-12))
     lost = []
     for rate in np.flatnonzero(abs(rates - rates[best_rate]) < 1.01):
