@@ -8,7 +8,7 @@ training images and without.
 
 Published: on all 60,000 images of Fashion-MNIST a perceptron of 256-128-64 units reaches 90.0%, networks of two
 convolutions 87.6 to 92.5% (https://github.com/zalandoresearch/fashion-mnist). There is no theory of the difference.
-Fashion-MNIST is downloaded at first use. Adam, each setting at the better of two rates by validation.
+Fashion-MNIST is downloaded at first use. Adam, each setting at the best of three rates by validation.
 
     python -m experiments.architectures.cnn_images
 """
@@ -90,7 +90,7 @@ def sweeps(scale: str) -> dict[str, Sweep]:
         return {"digits": Sweep(small, network, num_steps=20)}
     declared = {}
     for name, num_steps in (("digits", 600), ("fashion_mnist", 1000)):
-        hyper = {"num_train": SIZES[name], "max_shift": (0, SHIFTS[name]), "learning_rate": (0.001, 0.003)}
+        hyper = {"num_train": SIZES[name], "max_shift": (0, SHIFTS[name]), "learning_rate": (0.001, 0.003, 0.01)}
         runs = grid(config={"data": (name,), "network": tuple(NETWORKS)}, hyper=hyper, seeds=seeds)
         declared[name] = Sweep(runs, network, num_steps, num_evals=2)
     return declared

@@ -44,7 +44,7 @@ WIDTHS = {  # parameters, up to a tenth -> hidden layers -> units a layer
 SHAPES = ((1, 32), (2, 16), (4, 8), (8, 4))  # hidden layers x units: 32 in all
 NUM_PIECES = (4, 8, 16, 32, 64)
 MOST_FOLDS = 6
-FINE = 4096
+FINE, COARSE = 4096, 40  # points that pieces are counted on; every COARSE-th is kept for the figure
 _BY_LOSS = {"choose_by": "train/loss"}
 
 
@@ -80,7 +80,7 @@ def network(config: Config, num_steps: int) -> Learner:
             "train/loss": jnp.mean((predictions - targets) ** 2),
             "train/error": jnp.mean((predictions >= 0.5) != (targets >= 0.5)),
             "pieces/count": num_pieces(state.params, 2 * fine - 1),
-            "fit/curve": predict(state.params, hyper, fine[::16, None]),
+            "fit/curve": predict(state.params, hyper, fine[::COARSE, None]),
         }
 
     swept = {**model.hyper, **tx.hyper, "folds": Range(1, MOST_FOLDS, integer=True)}
@@ -278,7 +278,7 @@ def _fits(table: Table) -> Figure:
             runs = runs.select(**analysis.chosen(runs, "learning_rate", **_BY_LOSS))
             order = np.argsort(runs.frame["train/loss"].to_numpy())
             curve = runs.curves("fit/curve")[order[len(order) // 2], -1]
-            x = np.linspace(0, 1, FINE)[::16]
+            x = np.linspace(0, 1, FINE)[::COARSE]
             fine = np.linspace(0, 1, 2**k + 1)
             axes.plot(fine, counting.tent(fine, k), color=plots.LESSON, linewidth=1.5)
             axes.plot(x, np.clip(curve, -0.3, 1.3), color=plots.COLORS[0], linewidth=1.5)

@@ -66,7 +66,7 @@ def sweeps(scale: str) -> dict[str, Sweep]:
     num_steps = 20 if scale == "smoke" else 200
     return {
         "map": Sweep(grid(hyper=rates(size)), network, num_steps),
-        "seeds": Sweep(grid(hyper=rates(small), seeds=range(8, 8 + seeds)), network, num_steps),
+        "seeds": Sweep(grid(hyper=rates(small), seeds=range(16, 16 + seeds)), network, num_steps),
     }
 
 
