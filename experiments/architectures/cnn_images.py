@@ -200,8 +200,7 @@ def _filters(results: Results) -> Figure:
                 axes.imshow(kernel, cmap="RdBu_r", vmin=-limit, vmax=limit)
                 axes.set(xticks=[], yticks=[])
                 axes.grid(False)
-            panels[2 * row + line][0].set_ylabel(when)
-        panels[2 * row][0].set_title(f"{TITLES[name]}, {size} images")
+            panels[2 * row + line][0].set_ylabel(f"{name.split('_')[0]},\n{when}")
     plots.note(figure, "all eight filters of the first layer, first seed; blue negative, red positive")
     return figure
 

@@ -17,6 +17,7 @@ better one by validation.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import jax
@@ -34,6 +35,7 @@ from dlexp.types import Config, Experiment, Figures, Hyper, Key, Learner, Metric
 CHANCE = 0.1
 RATES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8)
 LESSON_RATES = (0.2, 0.5)
+LESIONS = {"kept": 1.0, "doubled": 2.0}  # what becomes of the units that are not cut out
 SIZES = (250, 1000, 4000)
 
 
@@ -50,22 +52,22 @@ def network(config: Config, num_steps: int) -> Learner:
         variables, (inputs, labels) = {"params": state.params}, data.test
         neither, _ = unscaled.apply(variables, hyper, inputs, key=key, train=False)
         scaled, _ = model.apply(variables, hyper, inputs, key=key, train=False)
-        lesioned = {"params": without_half(state.params, key)}
-        cut, _ = model.apply(lesioned, hyper, inputs, key=key, train=False)
+        lesioned = {name: {"params": without_half(state.params, key, factor)} for name, factor in LESIONS.items()}
+        cut = {name: model.apply(params, hyper, inputs, key=key, train=False)[0] for name, params in lesioned.items()}
         return {
             **plain.evaluate(key, hyper, data, state),
             "unscaled/accuracy": losses.accuracy(neither, labels).mean(),
             "unscaled/loss": losses.softmax_cross_entropy(neither, labels).mean(),
             "unscaled/ratio": jnp.abs(neither).mean() / jnp.abs(scaled).mean(),
-            "lesion/accuracy": losses.accuracy(cut, labels).mean(),
+            **{f"lesion/{name}": losses.accuracy(outputs, labels).mean() for name, outputs in cut.items()},
         }
 
     return plain._replace(evaluate=evaluate)
 
 
-def without_half(params: PyTree, key: Key) -> PyTree:
-    """Returns the weights with those that leave a random half of the units of both hidden layers at zero."""
-    first, second = jax.random.bernoulli(key, 0.5, (2, params["output"]["kernel"].shape[0]))
+def without_half(params: PyTree, key: Key, factor: float) -> PyTree:
+    """Returns the weights without those that leave a random half of both hidden layers, the others times `factor`."""
+    first, second = factor * jax.random.bernoulli(key, 0.5, (2, params["output"]["kernel"].shape[0]))
     hidden = params["stacked_layers"]["Dense_0"]
     return {
         **params,
@@ -148,13 +150,13 @@ def claims(results: Results) -> list[Claim]:
         judge(
             "Dropout makes units that do not depend on one another: the network stands the loss of half of them.",
             source=units,
-            rule="test accuracy after a random half of the hidden units, the same for both, is cut out and nothing "
-            "rescaled, trained with dropout 0.5 minus without, each at its own best learning rate by validation, "
-            "paired by seed; at least 0.1",
+            rule="test accuracy after a random half of the hidden units, the same for both, is cut out and the others "
+            "stay as they are or are doubled, trained with dropout 0.5 minus without, each at its own best learning "
+            "rate by validation, paired by seed; at least 0.1",
             effects=each(
-                "{} examples",
-                SIZES,
-                lambda size: _at(table, "lesion/accuracy", size, 0.5) - _at(table, "lesion/accuracy", size, 0.0),
+                "{} examples, the others {}",
+                product(SIZES, LESIONS),
+                lambda size, way: _at(table, f"lesion/{way}", size, 0.5) - _at(table, f"lesion/{way}", size, 0.0),
             ),
             smallest=0.1,
         ),
@@ -230,7 +232,9 @@ def _scaling_and_lesion(results: Results) -> Figure:
     trained = results["rates"]
     size = size if size in set(trained.frame["num_train"]) else int(trained.frame["num_train"].min())
     for color, (metric, label) in zip(
-        plots.COLORS[2:], (("test/accuracy", "all units"), ("lesion/accuracy", "without half of them")), strict=False
+        plots.COLORS[2:],
+        (("test/accuracy", "all units"), ("lesion/doubled", "half of them, doubled"), ("lesion/kept", "half of them")),
+        strict=False,
     ):
         plots.band(right, *_over_rates(trained, metric, size), label=label, color=color, marker="o")
     right.set(xlabel="dropout rate p in training", ylabel="test accuracy", ylim=(0, 0.8))
