@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from dlexp import cli, plots
+from dlexp import analysis, cli, plots
 from dlexp.claims import Claim, each, judge
 from dlexp.data import Dataset, Split, bundled, idx
 from dlexp.results import NotMeasuredError, Results, Table
@@ -126,7 +126,8 @@ def claims(results: Results) -> list[Claim]:
         judge(
             "The engine costs little: it is as fast as the program it wraps, written by hand.",
             source=jaxs,
-            rule="rate of the engine over that of the bare loop in the same round; at least 1 / 1.05",
+            rule="rate of the engine over that of the bare loop in the same round, on sweeps of about a second; at least "
+            "1 / 1.05",
             effects=each("{}", WORKLOADS, lambda name: _ratio(results, name, BARE)),
             smallest=1 / 1.05,
         ),
@@ -196,14 +197,12 @@ def _rates(results: Results) -> Figure:
             axes.barh(-place, np.median(rate), color=color, alpha=0.85)
             values = rate[:, None]
             plots.interval_points(axes, np.array([-place]), values, label="", color="black", horizontal=True)
-            ratio = np.median(_of(table, ENGINE) / rate)
-            text = f"{100 * np.median(_share(table, contender)):.0f}% of matmul" + (
-                "" if place == 0 else f", 1 / {ratio:.1f}"
-            )
-            axes.text(np.median(rate) * 1.15, -place, text, va="center", fontsize=9)
+            text = f"{100 * np.median(_share(table, contender)):.0f}% of matmul"
+            text += "" if contender == ENGINE else f"; engine {np.median(_of(table, ENGINE) / rate):.1f} x"
+            axes.text(1.2 * analysis.t_interval(rate).high, -place, text, va="center", fontsize=9)
         axes.set_yticks(-np.arange(len(who)), who)
         low = min(np.median(_of(table, each)) for each in who)
-        axes.set(xscale="log", xlim=(low / 3, np.median(_of(table, ENGINE)) * 12), xlabel="steps of runs a second")
+        axes.set(xscale="log", xlim=(low / 3, np.median(_of(table, ENGINE)) * 20), xlabel="steps of runs a second")
         axes.set(title=WORKLOADS.get(name, name))
     rounds_made = next(iter(results.values())).frame["seed"].nunique()
     rate = np.median(np.concatenate([table.frame["machine/matmul"] for table in results.values()])) / 1e9
