@@ -126,8 +126,8 @@ def claims(results: Results) -> list[Claim]:
         judge(
             "The engine costs little: it is as fast as the program it wraps, written by hand.",
             source=jaxs,
-            rule="rate of the engine over that of the bare loop in the same round, on sweeps of about a second; at least "
-            "1 / 1.05",
+            rule="rate of the engine over that of the bare loop in the same round, on sweeps of about a second; at "
+            "least 1 / 1.05",
             effects=each("{}", WORKLOADS, lambda name: _ratio(results, name, BARE)),
             smallest=1 / 1.05,
         ),
