@@ -54,6 +54,15 @@ def test_the_smoke_scale_trains_draws_and_judges(experiment, tmp_path):
 
 
 @by_name
+def test_every_scale_declares_sweeps_and_the_largest_grid_is_for_accelerators(experiment):
+    sizes = {}
+    for scale in ("smoke", "cpu", "gpu"):
+        sweeps = experiment.sweeps(scale).values()
+        sizes[scale] = sum(sweep.grid.num_runs(family) for sweep in sweeps for family in sweep.grid.families())
+    assert 0 < sizes["smoke"] < sizes["cpu"] < sizes["gpu"]
+
+
+@by_name
 def test_the_reference_results_hold_the_declared_grid(experiment):
     results = reference(experiment)
     sweeps = experiment.sweeps("cpu")
