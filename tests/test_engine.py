@@ -297,3 +297,14 @@ def test_measurements_and_learners_do_not_mix_and_take_no_steps(tmp_path):
     stepping = Experiment("tests.steps", 1, "Steps?", lambda scale: {"main": Sweep(points, make, num_steps=10)})
     with pytest.raises(ValueError, match="a measurement takes no steps"):
         api.plan(stepping)
+
+
+def test_data_in_double_precision_is_placed_as_jax_keeps_it(devices):
+    """JAX 0.12 warns at float64 shapes where 0.10 is silent; the tests turn warnings into errors."""
+
+    def make(config, num_steps):
+        return quadratic_learner(config, num_steps)._replace(data={"double": np.ones(3), "long": np.arange(3)})
+
+    points = grid(hyper={"learning_rate": (0.1,), "curvature": (1.0,)}, seeds=1)
+    rows = finished(points, devices, make_learner=make, num_steps=4, num_evals=2)
+    assert len(rows) == 1

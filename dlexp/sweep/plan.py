@@ -100,6 +100,12 @@ def _default(name: str, legal: Range) -> float:
     return legal.default
 
 
+def placed_dtype(leaf: Any) -> Any:
+    """Returns what a host array's numbers are on a device: float64 is float32 there unless JAX was told otherwise."""
+    extended = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
+    return leaf.dtype if extended else jax.dtypes.canonicalize_dtype(leaf.dtype)
+
+
 def hyper_dtype(learner: Learner, name: str) -> Any:
     """Returns int32 for integers, else JAX's float."""
     return np.int32 if learner.hyper[name].integer else jnp.result_type(float)
@@ -130,7 +136,7 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
         raise ValueError(f"sweep {identity.sweep}: the learner has no update, so num_steps must be 0")
     key = jax.eval_shape(lambda: jax.random.key(0))
     hyper = {name: jax.ShapeDtypeStruct((), hyper_dtype(learner, name)) for name in sorted(learner.hyper)}
-    data = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), learner.data)
+    data = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, placed_dtype(leaf)), learner.data)
     state = jax.eval_shape(learner.init, key, hyper, data)
     evaluation = cost.of(learner.evaluate, key, hyper, data, state)
     step = cost.of(learner.update, key, hyper, data, state) if learner.update else cost.Cost(0.0, 0.0)

@@ -55,7 +55,7 @@ def lower(group: Group, mesh: jax.sharding.Mesh) -> list[Any]:
         return jax.ShapeDtypeStruct((num_rows,), dtype, sharding=runs)
 
     def placed(sharding: NamedSharding) -> Callable[[Any], jax.ShapeDtypeStruct]:
-        return lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        return lambda leaf: jax.ShapeDtypeStruct(leaf.shape, planning.placed_dtype(leaf), sharding=sharding)
 
     seeds = rows(np.uint32)
     hyper = {name: rows(planning.hyper_dtype(learner, name)) for name in sorted(learner.hyper)}
