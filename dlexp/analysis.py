@@ -262,6 +262,27 @@ def chosen(table: Table, over: str | Sequence[str], *, choose_by: str = CHOOSE_B
     return dict(zip(axes, best if isinstance(best, tuple) else (best,), strict=True))
 
 
+def inside_minus_outside(
+    table: Table, over: str, ends: tuple[float, float], report: str, *, failed: float
+) -> np.ndarray:
+    """Returns a metric at the best value of an axis between two ends minus at the best one beyond them, `[seed]`.
+
+    Args:
+      table: runs that differ in `over` and the seed alone.
+      over: the axis.
+      ends: both belong to the inside.
+      report: the metric.
+      failed: what a run without a finite value counts as in `report`.
+
+    Raises:
+      ValueError: as `chosen` does, or (`NotMeasuredError`) where the axis has values on one side alone.
+    """
+    values = np.unique(table.frame[over])
+    inside = (values > 0.999 * ends[0]) & (values < 1.001 * ends[1])
+    best = [at_best(table.select(**{over: values[side]}), over, report, failed=failed) for side in (inside, ~inside)]
+    return best[0] - best[1]
+
+
 def first_step(table: Table, metric: str, target: float, *, never: float) -> np.ndarray:
     """Returns the step at which a metric first reaches a target, `[run]`, between evaluations by a straight line.
 

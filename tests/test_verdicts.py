@@ -11,7 +11,7 @@ from scipy import stats
 
 from dlexp import analysis, claims
 from dlexp.claims import judge
-from dlexp.results import Table, load
+from dlexp.results import NotMeasuredError, Table, load
 from dlexp.results.table import Part
 from dlexp.sweep import grid
 from tests.test_results import save
@@ -180,3 +180,18 @@ def test_the_best_of_two_axes_is_reported_by_seed_and_failed_runs_never_win(tmp_
 def test_the_highest_good_value_is_judged_by_each_seeds_own_best():
     scores = pd.DataFrame([[0.5, 0.49, 0.1], [0.2, 0.9, 0.89]], columns=[0.1, 1.0, 10.0])
     np.testing.assert_allclose(analysis.highest_good(scores, 0.02), [0.0, 1.0])
+
+
+def test_inside_is_compared_with_outside_at_the_best_value_of_each():
+    rows = [
+        {"rate": rate, "seed": seed, "status": "ok", "run_id": f"{rate}{seed}"}
+        for rate in (0.1, 1.0, 10.0)
+        for seed in (0, 1)
+    ]
+    score, reported = np.array([[0.5], [0.5], [0.9], [0.9], [0.7], [0.7]]), np.array([[1.0], [2], [5], [7], [3], [9]])
+    part = Part(pd.DataFrame(rows), {"validation/accuracy": score, "test/accuracy": reported})
+    table = Table("main", (part,), ("rate",), num_steps=0, num_evals=1)
+    both = analysis.inside_minus_outside(table, "rate", (0.1, 1.0), "test/accuracy", failed=0.0)
+    np.testing.assert_array_equal(both, [2.0, -2.0])  # at 1 inside, at 10 outside
+    with pytest.raises(NotMeasuredError):
+        analysis.inside_minus_outside(table, "rate", (0.1, 10.0), "test/accuracy", failed=0.0)

@@ -173,10 +173,10 @@ def _accuracy_by_size(results: Results) -> Figure:
     for axes, (name, table) in zip(np.atleast_1d(panels), results.items(), strict=True):
         sizes = np.unique(table.frame["num_train"]).astype(int)
         for color, (kind, title) in zip(plots.COLORS, NETWORKS.items(), strict=False):
-            for shift, shade in ((0, 1.0), (SHIFTS[name], 0.55)):
+            for shift, marker in ((0, "o"), (SHIFTS[name], "^")):
                 values = np.array([_at(results, name, kind, size, shift) for size in sizes]).T
                 label = f"{title}, shifted by up to {shift}" if shift else title
-                plots.band(axes, sizes, values, label=label, color=color, marker="o" if shade == 1 else "^")
+                plots.band(axes, sizes, values, label=label, color=color, marker=marker)
         axes.set(xscale="log", xlabel="training images", ylabel="test accuracy", title=TITLES[name])
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()

@@ -119,7 +119,7 @@ def figures(results: Results) -> Figures:
 
 def claims(results: Results) -> list[Claim]:
     """What the lesson says of deep networks, and what the theory says of where they train."""
-    low, high = (mean_field.shallowest_weight_variance("tanh", 50 / many, BIAS_VARIANCE) for many in (9, 3))
+    low, high = _predicted()
     lesson, overview = 'text 000, "Deep Learning Basics", Introduction', 'text 003, "Deep Learning Overview", How deep'
     return [
         judge(
@@ -174,6 +174,12 @@ def claims(results: Results) -> list[Claim]:
             },
         ),
     ]
+
+
+def _predicted() -> tuple[float, float]:
+    """sigma_w^2 at which the depth scale is a ninth and a third of 50 layers."""
+    low, high = (mean_field.shallowest_weight_variance("tanh", 50 / many, BIAS_VARIANCE) for many in (9, 3))
+    return low, high
 
 
 def _by_scale(table: Table, num_layers: int) -> tuple[np.ndarray, np.ndarray]:
@@ -237,8 +243,9 @@ def _accuracy_by_scale(results: Results) -> Figure:
         if name in results and layers in set(results[name].frame["num_layers"]):
             label = f"{layers} layers, width {width}"
             plots.band(left, *_by_scale(results[name], layers), label=label, color=color, marker="o")
-    ends = [mean_field.shallowest_weight_variance("tanh", 50 / many, BIAS_VARIANCE) for many in (9, 3)]
-    left.axvspan(*ends, color=plots.LESSON, alpha=0.35, linewidth=0, zorder=0, label="theory: 50 layers begin to train")
+    left.axvspan(
+        *_predicted(), color=plots.LESSON, alpha=0.35, linewidth=0, zorder=0, label="theory: 50 layers begin to train"
+    )
     edge = mean_field.critical_weight_variance("tanh", BIAS_VARIANCE)
     for axes in (left, right):
         axes.axvline(edge, color="black", linestyle="--", linewidth=1.5, label="theory: edge of chaos")

@@ -179,16 +179,9 @@ def _highest_rate(table: Table, clipping: str, threshold: float | None = None) -
 
 def _best_loss(table: Table, clipping: str) -> np.ndarray:
     """Test loss `[seed]` at the threshold and rate that are best on validation."""
-    thresholds: list[float | None] = [None]
-    if clipping in NAMES:
-        thresholds = list(np.unique(_runs(table, clipping).frame[NAMES[clipping]]))
-
-    def at_best(threshold: float | None, metric: str) -> np.ndarray:
-        runs, worst = _runs(table, clipping, threshold), np.inf
-        return analysis.at_best(runs, "learning_rate", metric, failed=worst, choose_by="validation/loss")
-
-    chosen = min(thresholds, key=lambda threshold: at_best(threshold, "validation/loss").mean())
-    return at_best(chosen, "test/loss")
+    axes = [*([NAMES[clipping]] if clipping in NAMES else []), "learning_rate"]
+    runs = _runs(table, clipping)
+    return analysis.at_best(runs, axes, "test/loss", failed=np.inf, choose_by="validation/loss")
 
 
 def _lands(table: Table, clipping: str, rate: float) -> np.ndarray:

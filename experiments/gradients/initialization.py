@@ -173,13 +173,8 @@ def _accuracy(table: Table, activation: str, num_layers: int, scale: float) -> n
 
 def _best(table: Table, activation: str, num_layers: int) -> np.ndarray:
     """Test accuracy `[seed]` at the scale and rate that are best on validation."""
-    scales = np.unique(table.select(activation=activation, num_layers=num_layers).frame["init_scale"])
-
-    def validation(scale: float) -> float:
-        runs = _runs(table, activation, num_layers, scale)
-        return analysis.at_best(runs, "learning_rate", "validation/accuracy", failed=0.0).mean()
-
-    return _accuracy(table, activation, num_layers, max(scales, key=validation))
+    runs = table.select(activation=activation, num_layers=num_layers)
+    return analysis.at_best(runs, ["init_scale", "learning_rate"], "test/accuracy", failed=CHANCE)
 
 
 def _apart(table: Table, start: str) -> np.ndarray:

@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from dlexp import analysis, api, cli, learner, losses, models, optim, plots
 from dlexp.claims import Claim, each, judge
 from dlexp.data import Dataset, mnist1d, splits
-from dlexp.results import NotMeasuredError, Results, ResultsError, Table, folders, load
+from dlexp.results import Results, ResultsError, Table, folders, load
 from dlexp.sweep import geomspace, grid
 from dlexp.theory import optimizers as theory
 from dlexp.types import Config, Experiment, Figures, Hyper, Key, Learner, Metrics, PyTree, Sweep
@@ -141,7 +141,13 @@ def claims(results: Results) -> list[Claim]:
             source=lesson,
             rule="test accuracy of SGD at the best rate inside 0.001 to 0.1 minus at the best rate outside, rates "
             "chosen on validation, paired by seed; at least one point (0.01)",
-            effects=each("{}", TITLES, lambda kind: _inside_minus_outside(_runs(rates, kind))),
+            effects=each(
+                "{}",
+                TITLES,
+                lambda kind: analysis.inside_minus_outside(
+                    _runs(rates, kind), "learning_rate", LESSON_RATES, "test/accuracy", failed=CHANCE
+                ),
+            ),
             smallest=0.01,
         ),
         judge(
@@ -177,15 +183,6 @@ def claims(results: Results) -> list[Claim]:
 
 def _runs(table: Table, kind: str) -> Table:
     return table.select(normalization=kind)
-
-
-def _inside_minus_outside(runs: Table) -> np.ndarray:
-    chosen = analysis.by_seed(runs, "validation/accuracy", "learning_rate", failed=0.0).mean()
-    reported = analysis.by_seed(runs, "test/accuracy", "learning_rate", failed=CHANCE)
-    inside = (chosen.index > 0.999 * LESSON_RATES[0]) & (chosen.index < 1.001 * LESSON_RATES[1])
-    if inside.all() or not inside.any():
-        raise NotMeasuredError("the grid has rates on one side alone")
-    return (reported[chosen[inside].idxmax()] - reported[chosen[~inside].idxmax()]).to_numpy()
 
 
 def _slow(runs: Table) -> np.ndarray:

@@ -15,6 +15,7 @@ the authors' own run at Adam 0.01 and 6000 steps (https://github.com/greydanus/m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -132,10 +133,10 @@ def claims(results: Results) -> list[Claim]:
 
 def _effects(
     results: Results, optimizers: Sequence[str], effect: Callable[[Table, str], np.ndarray], against: str | None = None
-) -> dict[str, np.ndarray]:
+) -> dict[str, Callable[[], np.ndarray]]:
     """One value a seed for every optimizer and data set that is there."""
     return {
-        f"{optimizer}, {name}": effect(table, optimizer)
+        f"{optimizer}, {name}": partial(effect, table, optimizer)
         for name, table in results.items()
         for optimizer in optimizers
         if {optimizer, against or optimizer} <= set(_optimizers(table))
@@ -153,21 +154,16 @@ def _by_rate(table: Table, optimizer: str, metric: str) -> pd.DataFrame:
 
 
 def _best_rate(table: Table, optimizer: str) -> float:
-    return float(analysis.best(table.select(optimizer=optimizer), "learning_rate")["learning_rate"].iloc[0])
+    return analysis.chosen(table.select(optimizer=optimizer), "learning_rate")["learning_rate"]
 
 
 def _at_best(table: Table, optimizer: str) -> np.ndarray:
-    return _by_rate(table, optimizer, "test/accuracy")[_best_rate(table, optimizer)].to_numpy()
+    return analysis.at_best(table.select(optimizer=optimizer), "learning_rate", "test/accuracy", failed=CHANCE)
 
 
 def _inside_minus_outside(table: Table, optimizer: str) -> np.ndarray:
-    """Empty where the grid has no rate on one of the sides."""
-    accuracy = _by_rate(table, optimizer, "test/accuracy")
-    mean = _by_rate(table, optimizer, "validation/accuracy").mean()
-    inside = _between(mean.index, LESSON_RATES)
-    if inside.all() or not inside.any():
-        return np.array([])
-    return (accuracy[mean[inside].idxmax()] - accuracy[mean[~inside].idxmax()]).to_numpy()
+    runs = table.select(optimizer=optimizer)
+    return analysis.inside_minus_outside(runs, "learning_rate", LESSON_RATES, "test/accuracy", failed=CHANCE)
 
 
 def _at_best_minus_momentum(table: Table, optimizer: str) -> np.ndarray:

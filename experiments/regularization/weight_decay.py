@@ -130,11 +130,16 @@ def _strengths(table: Table, name: str) -> list[float]:
 
 def _strength(table: Table, name: str) -> float:
     """The strength above 0 that is best on validation, at its own best rate."""
-    return max(_strengths(table, name)[1:], key=lambda s: _at(table, name, s, "validation/accuracy").mean())
+    return analysis.chosen(_decayed(table, name), [OPTIMIZERS[name][2], "learning_rate"])[OPTIMIZERS[name][2]]
+
+
+def _decayed(table: Table, name: str) -> Table:
+    return table.select(optimizer=name, **{OPTIMIZERS[name][2]: _strengths(table, name)[1:]})
 
 
 def _best(table: Table, name: str) -> np.ndarray:
-    return _at(table, name, _strength(table, name))
+    axes = [OPTIMIZERS[name][2], "learning_rate"]
+    return analysis.at_best(_decayed(table, name), axes, "test/accuracy", failed=CHANCE)
 
 
 def _gap(table: Table, name: str, strength: float) -> np.ndarray:
