@@ -77,7 +77,7 @@ def _run(experiment: Experiment, values: dict[str, Any], console: Console) -> in
             console.print(part, highlight=False, soft_wrap=isinstance(part, str))
         return 0
     if values["run_id"] is not None:
-        return _train_again(plans, values, console)
+        return _train_again(_as_saved(experiment, plans, values), values, console)
     folder = folders.folder_of(values["out"], experiment.name, values["scale"])
     options = {"scale": values["scale"], "folder": folder, "fresh": values["fresh"], "console": console}
     training.train(experiment, plans, **options)
@@ -120,6 +120,15 @@ def _redraw(experiment: Experiment, values: dict[str, Any], console: Console) ->
     for path in api.publish(experiment, results, folder=target, tell=lambda sentence: say(console, sentence)):
         say(console, str(path))
     return 0
+
+
+def _as_saved(experiment: Experiment, plans: Mapping[str, Plan], values: dict[str, Any]) -> Mapping[str, Plan]:
+    """The plans in the layouts of the user's own results, else of the reference."""
+    from dlexp import training
+
+    roots = (values["out"], api.REFERENCE)
+    manifests = (folders.read_manifest(folders.folder_of(root, experiment.name, values["scale"])) for root in roots)
+    return training.as_saved(plans, next(filter(None, manifests), {}))
 
 
 def _train_again(plans: Mapping[str, Plan], values: dict[str, Any], console: Console) -> int:

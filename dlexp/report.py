@@ -25,7 +25,7 @@ def plan_tables(plans: Mapping[str, Plan]) -> Iterable[Grid | str]:
     """Yields, for each sweep, its groups with what they cost, then the totals."""
     for name, plan in plans.items():
         rows = _new(f"{name}: {plan.sweep.num_steps} steps, {plan.sweep.num_evals} evaluations")
-        headings = ("group", "runs", "at once", "chunks", "params", "state", "FLOPs")
+        headings = ("group", "runs", "at once", "chunks", "params", "state", "FLOPs", "seconds")
         for heading in headings:
             rows.add_column(heading, justify="left" if heading == "group" else "right", overflow="fold")
         for group in plan.groups:
@@ -34,29 +34,43 @@ def plan_tables(plans: Mapping[str, Plan]) -> Iterable[Grid | str]:
             cells = (
                 group.num_runs,
                 group.width * plan.num_devices,
-                num_chunks(plan, group.num_runs, group.width),
+                plan.num_chunks(group),
                 f"{group.num_params:,}",
             )
-            rows.add_row(config, *map(str, cells), _amount(group.state_bytes, "bytes"), flops)
+            seconds = plan.seconds(group)
+            expected = "not timed" if seconds is None else f"{seconds:.1f}"
+            rows.add_row(config, *map(str, cells), _amount(group.state_bytes, "bytes"), flops, expected)
         yield rows
+        for group in plan.groups:
+            if group.measured and group.measured.is_chosen:
+                config = ", ".join(f"{key}={value}" for key, value in group.family.config.items()) or "(all)"
+                yield f"{config}: {group.layout}; the fastest of {len(group.measured.rates)} layouts timed here"
     yield _totals(list(plans.values()))
-
-
-def num_chunks(plan: Plan, num_runs: int, width: int) -> int:
-    """Returns how many calls train that many runs."""
-    return -(-num_runs // (width * plan.num_devices))
 
 
 def _totals(plans: Sequence[Plan]) -> str:
     groups = [(plan, group) for plan in plans for group in plan.groups]
     programs = sum(3 if plan.sweep.num_steps else 2 for plan, _ in groups)
-    chunks = sum(num_chunks(plan, group.num_runs, group.width) for plan, group in groups)
+    chunks = sum(plan.num_chunks(group) for plan, group in groups)
     flops = _amount(sum(group.flops * group.num_runs for _, group in groups), "flops")
     largest = max((g.state_bytes * g.width * p.num_devices for p, g in groups), default=0)
     return (
         f"in all: {len(groups)} groups, at most {programs} programs to compile, {sum(p.num_runs for p in plans)} runs "
         f"in {chunks} chunks on {plans[0].num_devices} devices, {flops}, {_amount(largest, 'bytes')} of state at once"
+        f"{_expected_seconds(plans)}"
     )
+
+
+def _expected_seconds(plans: Sequence[Plan]) -> str:
+    """By the pace at which the groups were trained or timed here before."""
+    known = [plan.seconds(group) for plan in plans for group in plan.groups]
+    timed = [seconds for seconds in known if seconds is not None]
+    if not timed:
+        return ""
+    partly = (
+        f" ({len(known) - len(timed)} of {len(known)} groups were not timed yet)" if len(timed) < len(known) else ""
+    )
+    return f"; about {sum(timed):.0f} s of training if none is saved, compilation not counted{partly}"
 
 
 def best_points(results: Results) -> Iterable[Grid]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,14 +16,15 @@ from dlexp.interrupt import deferred
 from dlexp.progress import Display, say
 from dlexp.results import checkpoint, folders, store, table
 from dlexp.results.files import ResultsError
-from dlexp.sweep import engine, machine
+from dlexp.sweep import engine, machine, pace, tuning
 from dlexp.sweep.engine import Advanced, Compiling, Finished, Narrowed, Snapshot
+from dlexp.sweep.pace import Layout, Measured, Pace
 from dlexp.types import Experiment
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dlexp.sweep.plan import Plan
+    from dlexp.sweep.plan import Group, Plan
 
 LONG_CHUNK_SECONDS = 60.0  # a chunk expected to take longer keeps its state on the way
 CHECKPOINT_SECONDS = 30.0  # between two states
@@ -43,12 +46,17 @@ def train(
         num_files = len(list((folder / name).glob("*.parquet")))
         say(console, f"--fresh drops {folder / name} with {num_files} files of runs")
     with folders.claimed(folder, experiment.name, experiment.version, drop=dropped) as manifest:
+        plans = as_saved(plans, manifest)
         manifest = _declared(experiment, plans, scale, manifest)
         try:
             folders.write_manifest(folder, manifest)
             with deferred(lambda text: say(console, text)) as stopping, _timed(folder, manifest):
                 for name, each in plans.items():
-                    _Sweep(each, folder / name, console, stopping).train()
+                    sweep = _Sweep(each, folder / name, console, stopping)
+                    if sweep.is_missing_any():
+                        manifest["sweeps"][name]["layouts"] |= sweep.lay_out(kept=manifest["sweeps"][name]["layouts"])
+                        folders.write_manifest(folder, manifest)
+                        sweep.train()
         except engine.OutOfMemoryError as error:
             raise ResultsError(str(error)) from error
         except OSError as error:
@@ -56,6 +64,31 @@ def train(
                 f"{folder} could not be written ({error.strerror or error}); what was saved until then is whole; make "
                 "room and the same command goes on from there"
             ) from error
+
+
+def as_saved(plans: Mapping[str, Plan], manifest: Mapping[str, Any]) -> dict[str, Plan]:
+    """Returns the plans in the layouts in which a manifest says that runs were trained on devices like these."""
+    return {name: _with_layouts(each, _saved_layouts(manifest, name)) for name, each in plans.items()}
+
+
+def _saved_layouts(manifest: Mapping[str, Any], sweep: str) -> dict[str, Any]:
+    return dict(manifest.get("sweeps", {}).get(sweep, {}).get("layouts", {}))
+
+
+def _with_layouts(plan: Plan, layouts: Mapping[str, Any]) -> Plan:
+    saved = [layouts.get(_family_key(plan, group)) for group in plan.groups]
+    groups = [
+        group.with_layout(Layout.from_json(layout)) if layout else group
+        for group, layout in zip(plan.groups, saved, strict=True)
+    ]
+    return plan._replace(groups=tuple(groups))
+
+
+def _family_key(plan: Plan, group: Group) -> str:
+    """Names a group and the devices it is laid out for."""
+    devices = machine.start_devices()
+    where = {"device": devices[0].device_kind, "num_devices": plan.num_devices}
+    return json.dumps({**where, "config": group.family.config, "hyper": group.family.hyper_names}, default=repr)
 
 
 @contextmanager
@@ -81,6 +114,7 @@ def _declared(
             "num_runs": each.num_runs,
             "num_groups": len(each.groups),
             "blocks": table.describe(each.sweep.grid),
+            "layouts": _saved_layouts(manifest, name),
         }
     return {
         **manifest,
@@ -97,25 +131,49 @@ class _Sweep:
 
     def __init__(self, plan: Plan, folder: Path, console: Console, stopping: Callable[[], bool]) -> None:
         self._plan, self._folder, self._console, self._stopping = plan, folder, console, stopping
-        self._kept_at = time.monotonic()
+        self._kept_at, self._paces = time.monotonic(), dict[int, Pace]()
+        machine.enable_compile_cache()
+        self._devices = machine.start_devices()
+        self._done = self._saved()
+        missing = (sum(1 for name, _ in plan.runs(group) if name not in self._done) for group in plan.groups)
+        self._num_missing = list(missing)
+
+    def is_missing_any(self) -> bool:
+        """Whether there is anything to train; says so where there is not."""
+        if not any(self._num_missing):
+            say(self._console, f"{self._plan.identity.sweep}: all {self._plan.num_runs} runs are saved")
+        return any(self._num_missing)
+
+    def lay_out(self, kept: Mapping[str, Any]) -> dict[str, Any]:
+        """Chooses how each group with missing runs is trained, where that is not decided yet, and returns it."""
+        fixed = [index for index, group in enumerate(self._plan.groups) if _family_key(self._plan, group) in kept]
+        tell = functools.partial(say, self._console)
+        self._plan = tuning.tuned(self._plan, self._devices, self._num_missing, fixed=fixed, tell=tell)
+        pairs = zip(self._plan.groups, self._num_missing, strict=True)
+        trained = [group for group, missing in pairs if missing and not group.measure]
+        return {_family_key(self._plan, group): group.layout._asdict() for group in trained}
 
     def train(self) -> None:
         """Trains and saves the missing runs."""
-        machine.enable_compile_cache()
-        devices = machine.start_devices()
-        saved = self._saved()
-        num_done = sum(1 for group in self._plan.groups for name, _ in self._plan.runs(group) if name in saved)
-        num_missing = self._plan.num_runs - num_done
-        if not num_missing:
-            say(self._console, f"{self._plan.identity.sweep}: all {num_done} runs are saved")
-            return
-        provenance = machine.provenance(devices)
+        provenance = machine.provenance(self._devices)
         identity, sweep = self._plan.identity, self._plan.sweep
-        with Display(self._console, identity.sweep, self._plan.num_runs, num_done, sweep.num_steps) as display:
-            for event in engine.train(self._plan, devices, saved, self._resume):
-                self._handle(event, display, provenance)
+        num_done = self._plan.num_runs - sum(self._num_missing)
+        try:
+            with Display(self._console, identity.sweep, self._plan.num_runs, num_done, sweep.num_steps) as display:
+                for event in engine.train(self._plan, self._devices, self._done, self._resume):
+                    self._handle(event, display, provenance)
+        finally:
+            self._remember_pace()
         checkpoint.discard(self._folder)
         store.compact(self._folder)
+
+    def _remember_pace(self) -> None:
+        """For the next plan's prediction; a layout that won against others stays the chosen one."""
+        for index, measured in self._paces.items():
+            group = self._plan.groups[index]
+            known = pace.recall(group.program)
+            if known is None or known.layout == group.layout:
+                pace.remember(group.program, (known or Measured(group.layout, measured))._replace(pace=measured))
 
     def _saved(self) -> set[str]:
         identity = self._plan.identity
@@ -140,6 +198,8 @@ class _Sweep:
                 store.write_chunk(self._folder, _columns(event), _about(self._plan, event, provenance))
                 checkpoint.discard(self._folder, event.chunk)
                 display.finished(len(event.runs), sum(at >= 0 for at in event.nonfinite_at))
+                if event.pace and event.layout == self._plan.groups[event.group].layout:
+                    self._paces[event.group] = event.pace
                 if self._stopping():
                     raise KeyboardInterrupt
 
@@ -199,7 +259,7 @@ def _about(each: Plan, chunk: Finished, provenance: Mapping[str, Any]) -> dict[s
         "config": dict(group.family.config),
         "hyper": {name: legal.default for name, legal in group.learner.hyper.items()},
         "metrics": list(chunk.metrics),
-        "provenance": {**provenance, "width": chunk.width},
+        "provenance": {**provenance, "width": chunk.layout.width, "layout": str(chunk.layout)},
     }
 
 

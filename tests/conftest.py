@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 import jax.monitoring
 import matplotlib
+import pooch
 import pytest
 
 from dlexp import learner, losses, models, optim
@@ -21,6 +23,10 @@ from dlexp.sweep.grids import Grid, Identity
 from dlexp.types import Config, Learner, Sweep
 
 matplotlib.use("agg")
+# The compile cache is the user's; what was measured of programs is not, or tests would depend on the past.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pooch.os_cache("dlexp") / "xla"))
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+os.environ["DLEXP_CACHE_DIR"] = tempfile.mkdtemp(prefix="dlexp-tests-")
 _compiled: list[str] = []
 jax.monitoring.register_event_listener(
     lambda name, **_: _compiled.append(name) if name.endswith("/cache_misses") else None

@@ -79,7 +79,7 @@ def test_a_vmapped_sweep_equals_a_plain_loop_in_double_precision(devices):
 def test_a_run_is_bit_identical_in_another_slot_and_beside_a_nan_run(devices):
     alone = finished(grid(hyper={"learning_rate": (0.01,)}, seeds=(3,)), devices)
     crowd = finished(grid(hyper={"learning_rate": (1e30, 0.1, 0.01, 0.001)}, seeds=(5, 3, 4)), devices)
-    place, width = crowd[(0.01, 3)][1], crowd[(0.01, 3)][0].width
+    place, width = crowd[(0.01, 3)][1], crowd[(0.01, 3)][0].layout.width
     assert place % width != 0  # another slot, on the device of the runs that are lost
     assert place // width == crowd[(1e30, 3)][1] // width
     assert crowd[(1e30, 3)][0].status[crowd[(1e30, 3)][1]] == recorder.NONFINITE

@@ -54,14 +54,15 @@ def test_the_networks_of_mnist1d_have_their_published_sizes(model, expected):
 @pytest.mark.parametrize("num_space", [1, 2])
 @pytest.mark.parametrize(("stride", "padding"), [(1, 0), (2, 1), (3, 2)])
 @pytest.mark.usefixtures("x64")
-def test_convolution_by_patches_equals_the_librarys(num_space, stride, padding):
+@pytest.mark.parametrize("own", [name for name in layers.LOWERINGS if name != "native"])
+def test_every_lowering_of_a_convolution_equals_the_librarys(own, num_space, stride, padding):
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(3, *(11, 9)[:num_space], 4))
     kernel = rng.normal(size=(*(3, 2)[:num_space], 4, 5))
     options = {"stride": stride, "padding": padding}
 
     def both(function):
-        return [function(lowering) for lowering in layers.LOWERINGS]
+        return [function(lowering) for lowering in (own, "native")]
 
     ours, theirs = both(lambda lowering: layers.convolve(inputs, kernel, lowering=lowering, **options))
     np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)

@@ -329,7 +329,7 @@ def test_out_of_memory_halves_the_width_and_goes_on(devices, monkeypatch, messag
         def __getattr__(self, name):
             return getattr(self._lowered, name)
 
-        def compile(self):
+        def compile(self, **options):
             def fails(*args):
                 raise jax.errors.JaxRuntimeError(message)
 
@@ -339,7 +339,7 @@ def test_out_of_memory_halves_the_width_and_goes_on(devices, monkeypatch, messag
         return [TooWide(each) if group.width > 2 else each for each in lower(group, mesh)]
 
     whole = finished(grid(hyper={"learning_rate": (0.1, 0.2)}, seeds=5), devices)
-    monkeypatch.setattr(engine, "lower", lowered_too_wide)
+    monkeypatch.setattr(programs, "lower", lowered_too_wide)
     plan = planning.make(
         Identity("tests.any", 1, "main", 20),
         Sweep(grid(hyper={"learning_rate": (0.1, 0.2)}, seeds=5), small_learner, 20, 2),
@@ -349,7 +349,7 @@ def test_out_of_memory_halves_the_width_and_goes_on(devices, monkeypatch, messag
     assert [event.width for event in events if isinstance(event, engine.Narrowed)] == [4, 2]
     chunks = [event for event in events if isinstance(event, engine.Finished)]
     assert sum(len(chunk.runs) for chunk in chunks) == len(whole) == 10
-    assert {chunk.width for chunk in chunks} == {2}
+    assert {chunk.layout.width for chunk in chunks} == {2}
     for chunk in chunks:
         for row, (_, run) in enumerate(chunk.runs):
             wide, place = whole[(*run.hyper.values(), run.seed)]

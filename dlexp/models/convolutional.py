@@ -30,7 +30,7 @@ class _CNN(nn.Module):
     num_outputs: int
     activation: str
     normalization: str
-    lowering: str
+    lowering: str | None
 
     @nn.compact
     def __call__(self, inputs: jax.Array, hyper: Hyper, key: Key, train: bool) -> jax.Array:
@@ -56,7 +56,7 @@ def cnn(
     activation: str = "relu",
     normalization: str = "none",
     initializer: str = "he",
-    lowering: str = "patches",
+    lowering: str | None = None,
 ) -> Model:
     """Returns convolutions, then dense layers: `[batch, ...]` to `[batch, num_outputs]`.
 
@@ -71,7 +71,7 @@ def cnn(
       activation: name of a function in `jax.nn`.
       normalization: none, batch or layer.
       initializer: zeros, constant, normal, glorot, he, lecun or orthogonal.
-      lowering: how a convolution is computed (see `dlexp.models.layers.convolve`).
+      lowering: how a convolution is computed (see `dlexp.models.layers.convolve`); None leaves it to the plan.
 
     Raises:
       ValueError: on a choice that is none of these, or more than two spatial axes.
@@ -80,7 +80,8 @@ def cnn(
         raise ValueError(f"cnn: input_shape must be (*space, channels), one or two in space, got {input_shape}")
     layers.activation_function(activation)
     layers.check_choice("cnn", "normalization", normalization, layers.NORMALIZATIONS)
-    layers.check_choice("cnn", "lowering", lowering, layers.LOWERINGS)
+    if lowering is not None:
+        layers.check_choice("cnn", "lowering", lowering, layers.LOWERINGS)
     module = _CNN(
         tuple(input_shape),
         tuple(ConvLayer(*layer) for layer in conv_layers),

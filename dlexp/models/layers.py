@@ -10,11 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dlexp.choices import choose
 from dlexp.types import Key
 
 NORMALIZATIONS = ("none", "batch", "layer")
 DROPOUTS = ("none", "inverted", "classic")
-LOWERINGS = ("patches", "native")
+LOWERINGS = ("patches", "rows", "shifted", "native")
+ONE_AXIS_LOWERINGS = ("patches", "shifted", "native")  # a window of one axis has no rows
 
 
 def check_choice(caller: str, parameter: str, value: object, choices: tuple[str, ...]) -> None:
@@ -65,7 +67,7 @@ def dropout(inputs: jax.Array, rate: jax.Array, key: Key, *, train: bool, conven
 
 
 def convolve(
-    inputs: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0, lowering: str = "patches"
+    inputs: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0, lowering: str | None = None
 ) -> jax.Array:
     """Returns the cross-correlation over all spatial axes, zero padded.
 
@@ -74,32 +76,40 @@ def convolve(
       kernel: `[*window, in, out]`.
       stride: step in every spatial axis.
       padding: zeros added on both sides of every spatial axis.
-      lowering: `patches` (shifted slices and one matmul) or `native` (XLA's convolution). Equal up to rounding;
-        inside a loop on the CPU, or vmapped over kernels, the native form is many times slower.
+      lowering: `patches` (what each place of the window sees, side by side, and one matmul), `rows` (one matmul for
+        each row of the window), `shifted` (one for each place) or `native` (XLA's convolution), equal up to rounding;
+        None leaves the choice, named `convolution`, to whoever compiles. Inside a loop on the CPU, or vmapped over
+        kernels, the native form is many times slower; one call a step on the CPU, it can be the fastest.
 
     Returns:
       `[batch, *space, out]`, each extent `(space + 2 padding - window) // stride + 1`.
     """
+    if lowering is None:
+        lowering = choose("convolution", LOWERINGS if kernel.ndim > 3 else ONE_AXIS_LOWERINGS)
     check_choice("convolve", "lowering", lowering, LOWERINGS)
-    lower = {"patches": _convolve_patches, "native": _convolve_native}[lowering]
-    return lower(inputs, kernel, stride, padding)
-
-
-def _convolve_patches(inputs: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    if lowering == "native":
+        return _convolve_native(inputs, kernel, stride, padding)
     window = kernel.shape[:-2]
-    space = [(0, 0), *[(padding, padding)] * len(window), (0, 0)]
-    padded = jnp.pad(inputs, space)
+    num_shifted = {"patches": 0, "rows": 1, "shifted": len(window)}[lowering]
+    slices = _slices(inputs, window, stride, padding)
+    # One matmul for each place in the first `num_shifted` axes of the window; the other axes lie side by side.
+    num_pieces = math.prod(window[:num_shifted])
+    size = len(slices) // num_pieces
+    pieces = [jnp.concatenate(slices[start : start + size], axis=-1) for start in range(0, len(slices), size)]
+    kernels = kernel.reshape(num_pieces, -1, kernel.shape[-1])
+    return sum((piece @ part for piece, part in zip(pieces[1:], kernels[1:], strict=True)), pieces[0] @ kernels[0])
+
+
+def _slices(inputs: jax.Array, window: tuple[int, ...], stride: int, padding: int) -> list[jax.Array]:
+    """What each place of the window sees, `[batch, *space, in]`, in the order of a kernel's entries."""
+    padded = jnp.pad(inputs, [(0, 0), *[(padding, padding)] * len(window), (0, 0)])
     extents = [(size - width) // stride + 1 for size, width in zip(padded.shape[1:-1], window, strict=True)]
-    slices = [
+    return [
         padded[
-            (
-                slice(None),
-                *(slice(o, o + (e - 1) * stride + 1, stride) for o, e in zip(offset, extents, strict=True)),
-            )
+            (slice(None), *(slice(o, o + (e - 1) * stride + 1, stride) for o, e in zip(offset, extents, strict=True)))
         ]
         for offset in product(*map(range, window))
     ]
-    return jnp.concatenate(slices, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 def _convolve_native(inputs: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
@@ -121,7 +131,7 @@ class Conv(nn.Module):
     window: tuple[int, ...]
     stride: int = 1
     padding: int = 0
-    lowering: str = "patches"
+    lowering: str | None = None
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:

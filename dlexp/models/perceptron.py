@@ -8,6 +8,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 
+from dlexp.choices import choose
 from dlexp.models import initializers, layers
 from dlexp.models.linen import from_linen
 from dlexp.types import Hyper, Key, Model, Range
@@ -16,6 +17,7 @@ Block = Callable[[jax.Array, int, Hyper, Key, bool], jax.Array]
 
 DROPOUT_RATE = Range(0.0, 1.0, open_high=True)
 UNROLLED_LAYERS = 16  # more are scanned: compile time stops growing, a step takes 1.25 to 1.35 times as long
+CHOOSABLE_LAYERS = 128  # up to here whoever compiles may unroll them all the same
 
 
 def dense_block(
@@ -106,10 +108,16 @@ class _MLP(nn.Module):
                 split_rngs={"params": True},
                 in_axes=(0, nn.broadcast),
                 length=num_hidden,
-                unroll=num_hidden if num_hidden <= UNROLLED_LAYERS else 1,
+                unroll=num_hidden if _is_unrolled(num_hidden) else 1,
             )(self.block, self.width, self.residual, train, self.scaled, name=initializers.STACKED)
             hidden, _ = stack(hidden, jax.random.split(hidden_key, num_hidden), hyper)
         return nn.Dense(self.num_outputs, name="output")(hidden)
+
+
+def _is_unrolled(num_hidden: int) -> bool:
+    if UNROLLED_LAYERS < num_hidden <= CHOOSABLE_LAYERS:
+        return choose("layers", ("scanned", "unrolled")) == "unrolled"
+    return num_hidden <= UNROLLED_LAYERS
 
 
 def mlp(
@@ -136,7 +144,7 @@ def mlp(
     Args:
       width: units of each hidden layer.
       num_layers: layers of weights, the output layer among them, 1 to 1000; up to 16 hidden layers of equal shape
-        are unrolled, more are scanned.
+        are unrolled, more are scanned, 17 to 128 as whoever compiles chooses (`layers`).
       num_outputs: classes, or targets of a regression.
       activation: name of a function in `jax.nn`.
       normalization: none, batch or layer.

@@ -22,12 +22,18 @@ class Cost(NamedTuple):
     temporary_bytes: float
 
 
-def of(function: Callable[..., Any], *args: Any) -> Cost:
-    """Returns the cost of `function(*args)`; args may be shapes (`jax.ShapeDtypeStruct`).
+def traced(function: Callable[..., Any], *args: Any) -> Any:
+    """Returns what `function(*args)` does, as a jaxpr; args may be shapes (`jax.ShapeDtypeStruct`)."""
+    # A function of its own for every call: JAX remembers what it traced, and choices may be others by now.
+    return jax.make_jaxpr(lambda *args: function(*args))(*args).jaxpr
+
+
+def of(jaxpr: Any) -> Cost:
+    """Returns the cost of what was traced.
 
     A scan counts once per iteration, a branch at its most expensive, a loop of unknown length once.
     """
-    return _jaxpr_cost(jax.make_jaxpr(function)(*args).jaxpr)
+    return _jaxpr_cost(jaxpr)
 
 
 def num_bytes(tree: Any) -> int:

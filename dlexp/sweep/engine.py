@@ -18,13 +18,14 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dlexp.sweep import machine
+from dlexp.sweep import machine, programs
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Run
+from dlexp.sweep.pace import Layout, Pace
 from dlexp.sweep.plan import Group, Plan
-from dlexp.sweep.programs import Programs, compile_once_in, lower
+from dlexp.sweep.programs import Carry, Evaluation, Programs
 from dlexp.sweep.recorder import Recorder
-from dlexp.types import Learner, PyTree
+from dlexp.types import PyTree
 
 SEGMENT_SECONDS = 1.0  # between two looks at the progress; the steps of a call are an argument of the program
 _LOOK_AHEAD = 8  # groups compiled before the first of them is trained
@@ -94,7 +95,8 @@ class Finished(NamedTuple):
       metrics: name -> `[run, evaluation, ...]`; those of `evaluate` begin at step 0, those of `update` are means
         over the steps since the last evaluation.
       seconds: of training, compilation not counted.
-      width: runs vmapped on each device.
+      layout: of the programs.
+      pace: seconds of the chunk's parts, None where nothing was trained from its beginning.
     """
 
     chunk: str
@@ -104,7 +106,8 @@ class Finished(NamedTuple):
     nonfinite_at: np.ndarray
     metrics: Mapping[str, np.ndarray]
     seconds: float
-    width: int
+    layout: Layout
+    pace: Pace | None = None
 
 
 Event = Compiling | Advanced | Narrowed | Finished
@@ -139,7 +142,8 @@ def train(
     mesh = jax.make_mesh((len(devices),), ("run",), axis_types=(AxisType.Auto,), devices=devices)
     pool = ThreadPoolExecutor(machine.num_cores())
     place_data = _cached_placement(NamedSharding(mesh, PartitionSpec()))
-    compile_group = _group_compiler(mesh, compile_once_in(pool))
+    compile_once = programs.compile_once_in(pool, machine.compiler_options(devices))
+    compile_group = _group_compiler(mesh, compile_once)
     try:
         for index, futures in _look_ahead(_set_compiling(plan, done, compile_group), _LOOK_AHEAD):
             yield from _Group(plan, index, mesh, done, resume).train(futures, place_data, compile_group)
@@ -160,7 +164,9 @@ def _measured(plan: Plan, done: Container[str]) -> Iterator[Event]:
                 finite = all(np.isfinite(value).all() for value in metrics.values())
                 status, lost_at = ("ok", -1) if finite else ("nonfinite", 0)
                 seconds = time.perf_counter() - began
-                yield Finished(name, index, ((name, run),), (status,), np.array([lost_at]), metrics, seconds, 1)
+                yield Finished(
+                    name, index, ((name, run),), (status,), np.array([lost_at]), metrics, seconds, group.layout
+                )
 
 
 class _Placed(NamedTuple):
@@ -189,9 +195,9 @@ class _Group:
             if not all(future.done() for future in futures):
                 yield Compiling(self._index)
             try:
-                programs = Programs(*(future.result() for future in futures))
+                made = programs.of(self._group, [future.result() for future in futures])
                 data, over_runs = place_data(self._group.learner.data), NamedSharding(self._mesh, PartitionSpec("run"))
-                yield from self._train_chunks(_Placed(programs, data, over_runs))
+                yield from self._train_chunks(_Placed(made, data, over_runs))
                 return
             except (jax.errors.JaxRuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
@@ -201,12 +207,12 @@ class _Group:
             futures = compile_group(self._group)
 
     def _train_chunks(self, placed: _Placed) -> Iterator[Event]:
-        pace = _Pace()
+        clock = _Clock()
         missing = (entry for entry in self._plan.runs(self._group) if entry[0] not in self._done)
         for runs in _batched(islice(missing, self._num_finished, None), self._group.width * self._mesh.size):
             sweep = self._plan.sweep
             chunk = _Chunk(self._index, self._group, runs, sweep.num_steps, sweep.num_evals)
-            yield from _train_chunk(chunk, placed, pace, self._resume)
+            yield from _train_chunk(chunk, placed, clock, self._resume)
             self._num_finished += len(runs)
 
 
@@ -218,66 +224,101 @@ class _Chunk(NamedTuple):
     num_evals: int
 
     def name(self, num_devices: int) -> str:
-        sizes = (self.group.width, num_devices, self.num_steps, self.num_evals)
+        sizes = (self.group.layout, num_devices, self.num_steps, self.num_evals)
         text = " ".join((*map(str, sizes), *(run_id for run_id, _ in self.runs)))
         return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
 
-class _Pace:
-    """How many steps the next call makes: about a second's worth, at most ten times as many as the last."""
+class _Clock:
+    """Times the chunks of a group, and says how many steps are made until the next look at them.
+
+    About a second's worth, at most ten times as many as the last.
+    """
 
     def __init__(self) -> None:
         self.steps = 1
-        self.seconds_per_step = 0.0
+        self._began = time.perf_counter()
+        self._num_chunks = self._num_steps = self._num_evals = 0
+        self._training = self._evaluating = 0.0
 
-    def note(self, steps: int, seconds: float) -> None:
-        self.seconds_per_step = max(seconds, 1e-6) / steps
-        possible = int(SEGMENT_SECONDS / self.seconds_per_step)
-        self.steps = max(1, min(10 * max(steps, self.steps), possible))
+    def started(self, seconds: float) -> None:
+        """A chunk was evaluated alone, at its start."""
+        self._num_chunks, self._num_evals = self._num_chunks + 1, self._num_evals + 1
+        self._evaluating += seconds
+
+    def noted(self, num_steps: int, num_evals: int, seconds: float) -> None:
+        """Steps were made, evaluations among them."""
+        self._num_steps, self._num_evals = self._num_steps + num_steps, self._num_evals + num_evals
+        self._training += max(seconds - num_evals * self._evaluation, 1e-6)
+        self._evaluating += num_evals * self._evaluation
+        possible = int(SEGMENT_SECONDS * num_steps / max(seconds, 1e-6))
+        self.steps = max(1, min(10 * max(num_steps, self.steps), possible))
+
+    @property
+    def _evaluation(self) -> float:
+        return self._evaluating / max(self._num_evals, 1)
+
+    def pace(self) -> Pace:
+        """Returns what a chunk takes, what is done with it outside the engine counted."""
+        others = time.perf_counter() - self._began - self._training - self._evaluating
+        return Pace(others / max(self._num_chunks, 1), self._training / max(self._num_steps, 1), self._evaluation)
 
 
-def _train_chunk(chunk: _Chunk, placed: _Placed, pace: _Pace, resume: Resume) -> Iterator[Event]:
+def _train_chunk(chunk: _Chunk, placed: _Placed, clock: _Clock, resume: Resume) -> Iterator[Event]:
     began = time.perf_counter()
-    num_devices = placed.over_runs.mesh.size
-    name = chunk.name(num_devices)
-    arguments = (
-        *_arguments(chunk.group.learner, chunk.runs, chunk.group.width * num_devices, placed.over_runs),
-        placed.data,
-    )
-    programs, recorder = placed.programs, Recorder(len(chunk.runs), chunk.num_steps, chunk.num_evals)
-    carry = programs.initialize(*arguments)
-    saved = _fitting(resume(name), carry)
-    if saved is None:
-        start = 0
-        recorder.add(0, programs.evaluate(*arguments, carry), {})
+    name = chunk.name(placed.over_runs.mesh.size)
+    runs = [run for _, run in chunk.runs]
+    arguments = (*programs.arguments(chunk.group, runs, placed.over_runs), placed.data)
+    made, recorder = placed.programs, Recorder(len(runs), chunk.num_steps, chunk.num_evals)
+    carry = jax.block_until_ready(made.initialize(*arguments))
+    saved = resume(name)
+    if saved is None or not programs.fits(saved.carry, carry):  # or the code has changed since: it begins anew
+        start, ready = 0, time.perf_counter()
+        recorder.add(0, made.evaluate(*arguments, carry).metrics, {})
+        clock.started(time.perf_counter() - ready)
     else:
         start, recorder.nonfinite_at, recorder.rows = saved.step, saved.nonfinite_at, saved.rows
-        carry = _restored(carry, saved.carry)
-        yield Advanced(name, start * len(chunk.runs), _num_lost(recorder), 0.0, lambda: saved)
-    while start < chunk.num_steps and programs.segment is not None and recorder.any_alive:
-        origin = start - start % recorder.interval
-        stop = min(start + pace.steps, origin + recorder.interval)
-        called = time.perf_counter()
-        carry = programs.segment(*arguments, carry, np.int32(origin), np.int32(start), np.int32(stop))
-        measured = programs.evaluate(*arguments, carry) if stop % recorder.interval == 0 else None
+        carry = programs.to_devices(saved.carry, carry)
+        kept = saved
+        yield Advanced(name, start * len(runs), _num_lost(recorder), 0.0, lambda: kept)
+    while start < chunk.num_steps and made.segment is not None and recorder.any_alive:
+        called, stop = time.perf_counter(), min(start + clock.steps, chunk.num_steps)
+        carry, evaluations = _advance(made, arguments, carry, recorder.stops(start, stop))
+        for step, evaluation in evaluations:  # the calls are all under way by now
+            recorder.note_nonfinite(evaluation.nonfinite_at)
+            recorder.add(step, evaluation.metrics, evaluation.means)
         recorder.note_nonfinite(carry.nonfinite_at)
-        pace.note(stop - start, time.perf_counter() - called)
-        if measured is not None:
-            recorder.add(stop, measured, carry.means)
-        expected = pace.seconds_per_step * chunk.num_steps
+        clock.noted(stop - start, len(evaluations), time.perf_counter() - called)
         take = _snapshotter(stop, carry, recorder)
-        yield Advanced(name, (stop - start) * len(chunk.runs), _num_lost(recorder), expected, take)
+        expected = clock.pace().seconds(chunk.num_steps, chunk.num_evals)
+        yield Advanced(name, (stop - start) * len(runs), _num_lost(recorder), expected, take)
         start = stop
+    seconds, metrics = time.perf_counter() - began, recorder.curves(carry.means)
+    whole = saved is None and _num_lost(recorder) < len(runs)
     yield Finished(
         name,
         chunk.group_index,
         chunk.runs,
         recorder.status(),
         recorder.nonfinite_at,
-        recorder.curves(carry.means),
-        time.perf_counter() - began,
-        chunk.group.width,
+        metrics,
+        seconds,
+        chunk.group.layout,
+        clock.pace() if whole else None,
     )
+
+
+def _advance(
+    made: Programs, arguments: tuple[Any, ...], carry: Carry, stops: Iterable[tuple[int, int, int, bool]]
+) -> tuple[Carry, list[tuple[int, Evaluation]]]:
+    """Sets segments and evaluations going, one after another, and waits for none of them."""
+    evaluations = []
+    assert made.segment is not None
+    for origin, start, stop, is_evaluated in stops:
+        carry = made.segment(*arguments, carry, np.int32(origin), np.int32(start), np.int32(stop))
+        if is_evaluated:
+            evaluations.append((stop, made.evaluate(*arguments, carry)))
+    return carry, evaluations
 
 
 def _num_lost(recorder: Recorder) -> int:
@@ -286,51 +327,9 @@ def _num_lost(recorder: Recorder) -> int:
 
 def _snapshotter(step: int, carry: PyTree, recorder: Recorder) -> Callable[[], Snapshot]:
     def take() -> Snapshot:
-        leaves = [np.asarray(_words(leaf)) for leaf in jax.tree.leaves(carry)]
-        return Snapshot(step, leaves, recorder.nonfinite_at, recorder.rows)
+        return Snapshot(step, programs.to_host(carry), recorder.nonfinite_at, recorder.rows)
 
     return take
-
-
-def _words(leaf: jax.Array) -> jax.Array:
-    """The numbers a random key is made of; any other array as it is."""
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
-def _is_key(leaf: jax.Array) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _fitting(saved: Snapshot | None, carry: PyTree) -> Snapshot | None:
-    """The snapshot, unless it is of another program: the code has changed since, so the chunk begins anew."""
-    expected = [(words.shape, words.dtype) for words in map(_words, jax.tree.leaves(carry))]
-    return saved if saved and [(leaf.shape, leaf.dtype) for leaf in saved.carry] == expected else None
-
-
-def _restored(carry: PyTree, leaves: list[np.ndarray]) -> PyTree:
-    """The saved leaves in the places of a fresh carry's."""
-    fresh, treedef = jax.tree.flatten(carry)
-    placed = [
-        jax.random.wrap_key_data(jax.device_put(leaf, _words(like).sharding), impl=jax.random.key_impl(like))
-        if _is_key(like)
-        else jax.device_put(leaf, like.sharding)
-        for leaf, like in zip(leaves, fresh, strict=True)
-    ]
-    return jax.tree.unflatten(treedef, placed)
-
-
-def _arguments(
-    learner: Learner, runs: tuple[tuple[str, Run], ...], num_rows: int, sharding: NamedSharding
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Seeds and swept values of a chunk, padded to the full width by repeating the last run."""
-    padded = [run for _, run in runs] + [runs[-1][1]] * (num_rows - len(runs))
-    seeds = np.array([run.seed for run in padded], np.uint32)
-    points = [planning.full_hyper(learner, run) for run in padded]
-    hyper = {
-        name: np.array([point[name] for point in points], planning.hyper_dtype(learner, name))
-        for name in sorted(learner.hyper)
-    }
-    return jax.device_put((seeds, hyper), sharding)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -341,7 +340,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _narrower(group: Group, futures: list[Future], devices: list[jax.Device], error: Exception) -> Group:
     """The group at half its width, or an error that says what one run needs."""
     if group.width > 1:
-        return group._replace(width=group.width // 2)
+        return group.with_layout(group.layout._replace(width=group.width // 2))
     needed = max((_needed_bytes(future) for future in futures), default=0)
     raise OutOfMemoryError(
         f"one run of {dict(group.family.config)} does not fit into memory: it needs about {needed / 2**20:.0f} MiB a "
@@ -366,7 +365,7 @@ def _set_compiling(
 
 
 def _group_compiler(mesh: Mesh, compile_once: Callable[[Any], Future]) -> Callable[[Group], list[Future]]:
-    return lambda group: [compile_once(lowered) for lowered in lower(group, mesh)]
+    return lambda group: [compile_once(lowered) for lowered in programs.lower(group, mesh)]
 
 
 def _cached_placement(sharding: NamedSharding) -> Callable[[PyTree], PyTree]:

@@ -9,13 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlexp.sweep import cost, machine
+from dlexp import choices
+from dlexp.sweep import cost, machine, pace
 from dlexp.sweep.grids import Family, Identity, Run, run_id
+from dlexp.sweep.pace import Layout, Measured
 from dlexp.types import Learner, Measurement, Range, Sweep
 
-DEFAULT_WIDTH = {"cpu": 8, "gpu": 512, "tpu": 512}  # runs vmapped on one device
-_LARGEST = float(np.finfo(np.float32).max)
+DEFAULT_WIDTH = {"cpu": 8, "gpu": 512, "tpu": 512}  # runs vmapped on one device, at most, unless measured otherwise
+CACHED_BYTES = 24 * 2**20  # all intermediate values of a call on a CPU, by the estimate: more, and caches do not help
 MEMORY_SHARE = 0.5  # of a device's memory that one call may take by estimate
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Group(NamedTuple):
@@ -25,22 +28,39 @@ class Group(NamedTuple):
       family: config and swept names.
       learner: what a run does.
       num_runs: runs of the grid in this group.
-      width: runs vmapped on one device; fixed for the group, so a run's numbers never depend on how many others
-        the grid has.
+      layout: how its programs are made; fixed for the group.
+      open: choice -> the options that its networks leave open.
+      program: names what its programs compute, on these devices: groups of equal name are equally fast.
+      measured: how fast it was here before, None where it was not.
       num_params: numbers in the learner's `params`.
       state_bytes: of one run between steps.
       flops: of one run, training and evaluations.
+      evaluation_flops: of one evaluation of one run.
       measure: of a Measurement, whose learner only says what is swept.
     """
 
     family: Family
     learner: Learner
     num_runs: int
-    width: int
+    layout: Layout
     num_params: int
     state_bytes: int
     flops: float
+    evaluation_flops: float = 0.0
+    open: Mapping[str, tuple[str, ...]] = {}
+    program: str = ""
+    measured: Measured | None = None
     measure: Callable[..., Mapping[str, Any]] | None = None
+
+    @property
+    def width(self) -> int:
+        """Runs vmapped on one device."""
+        return self.layout.width
+
+    def with_layout(self, layout: Layout) -> Group:
+        """Returns the group laid out like this; a pace that was measured otherwise is dropped."""
+        fits = self.measured is not None and self.measured.layout == layout
+        return self._replace(layout=layout, measured=self.measured if fits else None)
 
 
 class Plan(NamedTuple):
@@ -65,6 +85,17 @@ class Plan(NamedTuple):
     def num_runs(self) -> int:
         """Runs of the whole grid."""
         return sum(group.num_runs for group in self.groups)
+
+    def num_chunks(self, group: Group) -> int:
+        """Returns how many calls train a group."""
+        return -(-group.num_runs // (group.width * self.num_devices))
+
+    def seconds(self, group: Group) -> float | None:
+        """Returns how long a group will train, compilation not counted; None where it was not measured yet."""
+        if group.measured is None:
+            return None
+        sweep = self.sweep
+        return self.num_chunks(group) * group.measured.pace.seconds(sweep.num_steps, sweep.num_evals + 1)
 
 
 def make(identity: Identity, sweep: Sweep, devices: list[jax.Device]) -> Plan:
@@ -125,7 +156,8 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
         if sweep.num_steps:
             raise ValueError(f"sweep {identity.sweep}: a measurement takes no steps, so num_steps must be 0")
         idle = Learner({}, learner.hyper, _never, None, _never)
-        return Group(family, idle, sweep.grid.num_runs(family), 1, 0, 0, 0.0, learner.measure)
+        num_runs = sweep.grid.num_runs(family)
+        return Group(family, idle, num_runs, Layout(1), 0, 0, 0.0, measure=learner.measure)
     if not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in jax.tree.leaves(learner.data)):
         raise TypeError(
             f"sweep {identity.sweep}: a learner's data must be arrays; wrap numbers and lists in np.asarray"
@@ -138,31 +170,45 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
     hyper = {name: jax.ShapeDtypeStruct((), hyper_dtype(learner, name)) for name in sorted(learner.hyper)}
     data = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, placed_dtype(leaf)), learner.data)
     state = jax.eval_shape(learner.init, key, hyper, data)
-    evaluation = cost.of(learner.evaluate, key, hyper, data, state)
-    step = cost.of(learner.update, key, hyper, data, state) if learner.update else cost.Cost(0.0, 0.0)
-    peak = 2 * cost.num_bytes(state) + max(step.temporary_bytes, evaluation.temporary_bytes)
-    return Group(
+    with choices.asked() as asked:
+        traced = [
+            cost.traced(function, key, hyper, data, state)
+            for function in (learner.evaluate, learner.update)
+            if function
+        ]
+    costs = [cost.of(jaxpr) for jaxpr in traced]
+    program = pace.name_of(traced, devices)
+    measured = pace.recall(program)
+    group = Group(
         family,
         learner,
         sweep.grid.num_runs(family),
-        _width(devices, peak, cost.num_bytes(data)),
+        _default_layout(devices, state, data, costs),
         _num_params(state),
         cost.num_bytes(state),
-        sweep.num_steps * step.flops + (sweep.num_evals + 1) * evaluation.flops,
+        sum(times * each.flops for times, each in zip((sweep.num_evals + 1, sweep.num_steps), costs, strict=False)),
+        costs[0].flops,
+        {name: options for name, options in asked.items() if len(options) > 1},
+        program,
+        measured,
     )
+    return group.with_layout(measured.layout if measured and measured.is_chosen else group.layout)
 
 
 def _never(*args: Any) -> Any:
     raise AssertionError("a measurement has no programs")
 
 
-def _width(devices: list[jax.Device], run_bytes: float, data_bytes: float) -> int:
-    """The backend's default, halved until the estimate fits; measured planning will take its place here."""
+def _default_layout(devices: list[jax.Device], state: Any, data: Any, costs: list[cost.Cost]) -> Layout:
+    """The backend's width, halved until the estimate fits into memory and, on a CPU, a step near the caches."""
     width = DEFAULT_WIDTH.get(devices[0].platform, 64)
-    available = MEMORY_SHARE * machine.device_memory(devices) - data_bytes
-    while width > 1 and width * run_bytes > available:
+    available = MEMORY_SHARE * machine.device_memory(devices) - cost.num_bytes(data)
+    held = 2 * cost.num_bytes(state) + max(each.temporary_bytes for each in costs)
+    touched = cost.num_bytes(state) + costs[-1].temporary_bytes  # of a step
+    on_cpu = devices[0].platform == "cpu"
+    while width > 1 and (width * held > available or (on_cpu and width * touched > CACHED_BYTES)):
         width //= 2
-    return width
+    return Layout(width)
 
 
 def _num_params(state: Any) -> int:

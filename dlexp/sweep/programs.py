@@ -5,7 +5,7 @@ The one place where runs are vmapped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from dlexp import choices
 from dlexp.sweep import plan as planning
+from dlexp.sweep.grids import Run
 from dlexp.sweep.plan import Group
 from dlexp.types import Key, Learner, PyTree
 
@@ -36,16 +38,62 @@ class Carry(NamedTuple):
     means: PyTree
 
 
+class Evaluation(NamedTuple):
+    """What is known of runs at one step: `evaluate`'s metrics, and the carry's facts, copied before it goes on."""
+
+    metrics: dict[str, jax.Array]
+    means: PyTree
+    nonfinite_at: jax.Array
+
+
 class Programs(NamedTuple):
     """The three compiled programs of a group; `segment` is missing where nothing is trained."""
 
     initialize: Callable[..., Carry]
-    evaluate: Callable[..., dict[str, jax.Array]]
+    evaluate: Callable[..., Evaluation]
     segment: Callable[..., Carry] | None = None
+
+
+def of(group: Group, compiled: Sequence[Callable]) -> Programs:
+    """Returns the programs from what was compiled of what `lower` returned."""
+    made = Programs(*compiled)
+    if made.segment is None or not group.layout.stepwise:
+        return made
+    return made._replace(segment=_step_by_step(made.segment))
+
+
+def _step_by_step(step: Callable[..., Carry]) -> Callable[..., Carry]:
+    """A call a step: some programs (convolutions on a CPU) are much slower inside a compiled loop."""
+
+    def segment(*args: Any) -> Carry:
+        *fixed, carry, origin, start, stop = args
+        for index in range(int(start), int(stop)):
+            carry = step(*fixed, carry, origin, np.int32(index), np.int32(index + 1))
+        return carry
+
+    return segment
+
+
+def arguments(group: Group, runs: Sequence[Run], sharding: NamedSharding) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns seeds and swept values of a chunk, padded to the full width by repeating the last run."""
+    learner = group.learner
+    padded = [*runs, *[runs[-1]] * (group.width * sharding.mesh.size - len(runs))]
+    seeds = np.array([run.seed for run in padded], np.uint32)
+    points = [planning.full_hyper(learner, run) for run in padded]
+    hyper = {
+        name: np.array([point[name] for point in points], planning.hyper_dtype(learner, name))
+        for name in sorted(learner.hyper)
+    }
+    return jax.device_put((seeds, hyper), sharding)
 
 
 def lower(group: Group, mesh: jax.sharding.Mesh) -> list[Any]:
     """Returns the group's programs, traced but not compiled: initialize, evaluate and, if it trains, segment."""
+    with choices.made(dict(group.layout.choices)):
+        return _lower(group, mesh)
+
+
+def _lower(group: Group, mesh: jax.sharding.Mesh) -> list[Any]:
     learner = group.learner
     runs = NamedSharding(mesh, PartitionSpec("run"))
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -77,11 +125,11 @@ def lower(group: Group, mesh: jax.sharding.Mesh) -> list[Any]:
     def initialize(seeds: jax.Array, hyper: Any, data: Any) -> Carry:
         return spread(_initialize(learner), "rrd", _one_after_another)(seeds, hyper, data)
 
-    def evaluate(seeds: jax.Array, hyper: Any, data: Any, carry: Carry) -> dict[str, jax.Array]:
+    def evaluate(seeds: jax.Array, hyper: Any, data: Any, carry: Carry) -> Evaluation:
         return spread(_evaluate(learner), "rrdr", jax.vmap)(seeds, hyper, data, carry)
 
     def segment(seeds: jax.Array, hyper: Any, data: Any, carry: Carry, *steps: jax.Array) -> Carry:
-        return spread(_segment(learner), "rrdrsss", jax.vmap)(seeds, hyper, data, carry, *steps)
+        return spread(_segment(learner, group.layout.stepwise), "rrdrsss", jax.vmap)(seeds, hyper, data, carry, *steps)
 
     carry = jax.tree.map(placed(runs), jax.eval_shape(initialize, seeds, hyper, data))
     lowered = [
@@ -92,6 +140,39 @@ def lower(group: Group, mesh: jax.sharding.Mesh) -> list[Any]:
         jitted = jax.jit(segment, donate_argnums=3)
         lowered.append(jitted.lower(seeds, hyper, data, carry, step, step, step))
     return lowered
+
+
+def to_host(carry: PyTree) -> list[np.ndarray]:
+    """Returns the leaves of what runs take from call to call, `[row, ...]`; random keys as the words that make them."""
+    return [np.asarray(_words(leaf)) for leaf in jax.tree.leaves(carry)]
+
+
+def to_devices(leaves: Sequence[np.ndarray], like: PyTree) -> PyTree:
+    """Returns host leaves in the places of those of `like`, a carry of equal shapes."""
+    expected, treedef = jax.tree.flatten(like)
+    return jax.tree.unflatten(treedef, [_placed(*pair) for pair in zip(leaves, expected, strict=True)])
+
+
+def fits(leaves: Sequence[np.ndarray], like: PyTree) -> bool:
+    """Whether host leaves are of the shapes and dtypes of `like`."""
+    expected = [(words.shape, words.dtype) for words in map(_words, jax.tree.leaves(like))]
+    return [(leaf.shape, leaf.dtype) for leaf in leaves] == expected
+
+
+def _placed(leaf: np.ndarray, like: jax.Array) -> jax.Array:
+    if not _is_key(like):
+        return jax.device_put(leaf, like.sharding)
+    words = jax.device_put(leaf, _words(like).sharding)
+    return jax.random.wrap_key_data(words, impl=jax.random.key_impl(like))
+
+
+def _words(leaf: jax.Array) -> jax.Array:
+    """The numbers a random key is made of; any other array as it is."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _is_key(leaf: jax.Array) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _one_after_another(function: Callable, axes: tuple[int | None, ...]) -> Callable:
@@ -126,8 +207,11 @@ def _initialize(learner: Learner) -> Callable[..., Carry]:
     return initialize
 
 
-def _segment(learner: Learner) -> Callable[..., Carry]:
-    """Steps `start` to `stop` of the interval from `origin`; as arguments, so that one program fits any length."""
+def _segment(learner: Learner, stepwise: bool) -> Callable[..., Carry]:
+    """Steps `start` to `stop` of the interval from `origin`; as arguments, so that one program fits any length.
+
+    `stepwise` makes the step `start` alone.
+    """
     assert learner.update is not None
     update = learner.update
 
@@ -143,7 +227,7 @@ def _segment(learner: Learner) -> Callable[..., Carry]:
             means = jax.tree.map(_running_mean(index - origin), carry.means, dict(metrics))
             return Carry(state, nonfinite_at, means)
 
-        return jax.lax.fori_loop(start, stop, step, carry)
+        return step(start, carry) if stepwise else jax.lax.fori_loop(start, stop, step, carry)
 
     return segment
 
@@ -157,8 +241,8 @@ def _running_mean(count: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Arra
     return lambda mean, value: jnp.where(count == 0, value, mean + (value - mean) / (count + 1)).astype(mean.dtype)
 
 
-def _evaluate(learner: Learner) -> Callable[..., dict[str, jax.Array]]:
-    def evaluate(seed: jax.Array, hyper: Any, data: Any, carry: Carry) -> dict[str, jax.Array]:
+def _evaluate(learner: Learner) -> Callable[..., Evaluation]:
+    def evaluate(seed: jax.Array, hyper: Any, data: Any, carry: Carry) -> Evaluation:
         metrics = dict(learner.evaluate(_key(seed, _EVALUATE), hyper, data, carry.state))
         wrong = [name for name in (*metrics, *carry.means) if "/" not in name]
         if wrong or metrics.keys() & carry.means.keys():
@@ -166,7 +250,7 @@ def _evaluate(learner: Learner) -> Callable[..., dict[str, jax.Array]]:
                 "a learner's metrics need names with a slash (test/accuracy), different in update and evaluate; "
                 f"got {sorted(carry.means)} and {sorted(metrics)}"
             )
-        return metrics
+        return Evaluation(metrics, *jax.tree.map(jnp.copy, (carry.means, carry.nonfinite_at)))
 
     return evaluate
 
@@ -176,8 +260,8 @@ def _all_finite(metrics: PyTree) -> jax.Array:
     return jnp.stack(checks).all() if checks else jnp.ones((), bool)
 
 
-def compile_once_in(pool: ThreadPoolExecutor) -> Callable[[Any], Future]:
-    """Compiles lowered programs in the background; equal ones share an executable.
+def compile_once_in(pool: ThreadPoolExecutor, options: Mapping[str, Any]) -> Callable[[Any], Future]:
+    """Compiles lowered programs in the background, with XLA's options; equal ones share an executable.
 
     Programs of equal text that are called with other trees (the evaluation of another optimizer's state, say) are
     compiled after the first, so that the compile cache on disk answers for them.
@@ -187,7 +271,10 @@ def compile_once_in(pool: ThreadPoolExecutor) -> Callable[[Any], Future]:
 
     def after(first: Future, lowered: Any) -> Any:
         first.result()
-        return lowered.compile()
+        return compile_one(lowered)
+
+    def compile_one(lowered: Any) -> Any:
+        return lowered.compile(compiler_options=dict(options))
 
     def submit(lowered: Any) -> Future:
         text = lowered.as_text()
@@ -195,7 +282,7 @@ def compile_once_in(pool: ThreadPoolExecutor) -> Callable[[Any], Future]:
         future = shared.get(key)
         if future is None:
             first = first_with.get(text)
-            future = pool.submit(after, first, lowered) if first else pool.submit(lowered.compile)
+            future = pool.submit(after, first, lowered) if first else pool.submit(compile_one, lowered)
             shared[key] = future
             first_with.setdefault(text, future)
         return future

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,14 @@ class Recorder:
     def any_alive(self) -> bool:
         """Whether any run's metrics are all finite so far."""
         return bool((self.nonfinite_at < 0).any())
+
+    def stops(self, start: int, stop: int) -> Iterator[tuple[int, int, int, bool]]:
+        """Yields the pieces of the steps from start to stop: `(last evaluation before, first, end, evaluated then)`."""
+        while start < stop:
+            origin = start - start % self.interval
+            end = min(stop, origin + self.interval)
+            yield origin, start, end, end % self.interval == 0
+            start = end
 
     def note_nonfinite(self, nonfinite_at: Any) -> None:
         """Takes over what the compiled steps saw, `[row]`, first step with a non-finite metric or -1."""

@@ -1,0 +1,202 @@
+"""The layout of programs: what is left open, that it changes no meaning, how it is chosen, kept and shown."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from dlexp import api, choices, learner, losses, models, optim, report
+from dlexp.data import Dataset, bundled
+from dlexp.models import ConvLayer
+from dlexp.results import load
+from dlexp.sweep import engine, grid, pace, tuning
+from dlexp.sweep import plan as planning
+from dlexp.sweep.grids import Identity
+from dlexp.sweep.pace import Layout, Measured, Pace
+from dlexp.sweep.recorder import Recorder
+from dlexp.types import Experiment, Sweep
+from tests.conftest import small_learner
+
+RATES = (0.001, 0.01, 0.1)
+
+
+def network(kind):
+    if kind == "cnn":
+        layers = (ConvLayer(3, 3, padding=1), ConvLayer(4, 3, stride=2))
+        return models.cnn(input_shape=(8, 8, 1), conv_layers=layers, num_outputs=10)
+    return models.mlp(width=5, num_layers=2 if kind == "shallow" else 20, num_outputs=10, residual=True)
+
+
+def plan_of(kind, devices, *, num_steps=20, num_evals=2):
+    def make_learner(config, num_steps):
+        data = Dataset(bundled.load("digits").train)
+        return learner.supervised(network(kind), losses.softmax_cross_entropy, optim.adam(), data, batch_size=16)
+
+    sweep = Sweep(grid(hyper={"learning_rate": RATES}, seeds=2), make_learner, num_steps, num_evals)
+    return planning.make(Identity("tests.tuning", 1, "main", num_steps), sweep, devices)
+
+
+def losses_of(plan, devices):
+    """[run, evaluation], by run id."""
+    rows = {}
+    for event in engine.train(plan, devices):
+        if isinstance(event, engine.Finished):
+            for (name, _), row in zip(event.runs, event.metrics["train/loss"], strict=True):
+                rows[name] = row
+    return np.array([rows[name] for name in sorted(rows)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "open_choices"),
+    [
+        ("shallow", {}),
+        ("deep", {"layers": ("scanned", "unrolled")}),
+        ("cnn", {"convolution": ("patches", "rows", "shifted", "native")}),
+    ],
+)
+def test_a_group_says_what_its_networks_leave_open(devices, kind, open_choices):
+    group = plan_of(kind, devices).groups[0]
+    assert group.open == open_choices
+    assert plan_of(kind, devices).groups[0].program == group.program  # asked anew, named alike
+
+
+def test_a_choice_that_is_none_of_the_options_is_refused():
+    with choices.made({"convolution": "fourier"}), pytest.raises(ValueError, match="patches, native here, not 'four"):
+        choices.choose("convolution", ("patches", "native"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    [
+        ("cnn", Layout(2, True, (("convolution", "native"),))),
+        ("cnn", Layout(1, False, (("convolution", "rows"),))),
+        ("cnn", Layout(4, False, (("convolution", "shifted"),))),
+        ("deep", Layout(2, False, (("layers", "unrolled"),))),
+    ],
+)
+@pytest.mark.usefixtures("x64")
+def test_no_layout_changes_what_is_computed(devices, kind, layout):
+    plan = plan_of(kind, devices)
+    other = plan._replace(groups=tuple(group.with_layout(layout) for group in plan.groups))
+    np.testing.assert_allclose(losses_of(other, devices), losses_of(plan, devices), rtol=1e-9)
+
+
+def search(group, seconds_of):
+    """The layouts that are timed, were each as slow as said."""
+    rounds, tried = tuning.rounds(group), {}
+    layouts = next(rounds)
+    while True:
+        tried |= {layout: seconds_of(layout) for layout in layouts}
+        try:
+            layouts = rounds.send(tried)
+        except StopIteration:
+            return tried
+
+
+def test_the_search_widens_as_long_as_that_helps(devices):
+    group = plan_of("shallow", devices).groups[0]
+    tried = search(group, lambda layout: abs(layout.width - 64) + 1)
+    assert [layout.width for layout in tried] == [8, 16, 4, 32, 64, 128]
+
+
+def test_the_search_takes_one_call_a_step_where_a_loop_hurts(devices):
+    def seconds(layout):
+        native = dict(layout.choices).get("convolution") == "native"
+        return 4.0 * layout.width if native and layout.stepwise else 150.0 if native else 50.0
+
+    tried = search(plan_of("cnn", devices).groups[0], seconds)
+    assert min(tried, key=lambda layout: tried[layout]) == Layout(1, True, (("convolution", "native"),))
+    stepwise = [layout for layout in tried if layout.stepwise]
+    assert {dict(layout.choices)["convolution"] for layout in stepwise} == {"native"}
+    assert [layout.width for layout in stepwise] == [8, 16, 4, 2, 1]
+
+
+def test_a_group_that_pays_is_timed_and_the_fastest_layout_kept(devices, monkeypatch):
+    plan = plan_of("cnn", devices, num_steps=50_000)
+    said = []
+    short = plan_of("cnn", devices)
+    assert tuning.tuned(short, devices, [6], tell=said.append) == short
+    assert not said  # 20 steps are over before anything is compiled
+    monkeypatch.setattr(tuning, "WORTH_SECONDS", 0.0)
+    monkeypatch.setattr(tuning, "SHARE", 10.0)
+    tuned = tuning.tuned(plan, devices, [6], tell=said.append)
+    (group,) = tuned.groups
+    assert "about" in said[0]
+    assert len(group.measured.rates) >= 4
+    fastest = max(group.measured.rates.values())
+    assert group.measured.rates[str(group.layout)] * (tuning.GAIN + 0.01) * 2 > fastest  # padding counts, too
+    again = plan_of("cnn", devices, num_steps=50_000)
+    assert again.groups[0].layout == group.layout  # from the disk
+    assert tuning.tuned(again, devices, [6]) == again
+    assert again.seconds(again.groups[0]) > 0
+    shown = list(report.plan_tables({"main": again}))
+    assert any(isinstance(part, str) and "layouts timed here" in part for part in shown)
+    assert "of training if none is saved" in shown[-1]
+
+
+def test_what_is_kept_on_the_disk_survives_damage(monkeypatch, tmp_path):
+    monkeypatch.setenv("DLEXP_CACHE_DIR", str(tmp_path))
+    known = Measured(Layout(4, True, (("convolution", "rows"),)), Pace(0.1, 0.2, 0.3), True, {"4 at once": 5.0})
+    pace.remember("any", known)
+    assert pace.recall("any") == known
+    assert pace.recall("another") is None
+    (tmp_path / "pace" / "any.json").write_text("{")
+    assert pace.recall("any") is None
+
+
+def test_a_folder_that_cannot_be_written_keeps_nothing(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DLEXP_CACHE_DIR", str(tmp_path / "file"))
+    pace.remember("any", Measured(Layout(1), Pace(0, 0, 0)))
+    assert pace.recall("any") is None
+
+
+def experiment(num_seeds):
+    def sweeps(scale):
+        return {"main": Sweep(grid(hyper={"learning_rate": RATES}, seeds=num_seeds), small_learner, 20, 2)}
+
+    return Experiment(name="tests.layout", version=1, question="Which way?", sweeps=sweeps)
+
+
+def test_a_resumed_sweep_and_a_run_alone_keep_the_layout(devices, tmp_path, monkeypatch):
+    monkeypatch.setenv("DLEXP_CACHE_DIR", str(tmp_path / "cache"))
+    console = Console(file=io.StringIO())
+    quiet = {"out": tmp_path, "scale": "smoke", "console": console}
+    first = api.run(experiment(2), **quiet)
+    (group,) = api.plan(experiment(2), scale="smoke")["main"].groups
+    assert group.measured.pace.step > 0  # from the training
+    pace.remember(group.program, Measured(Layout(2), group.measured.pace, is_chosen=True))
+    assert api.plan(experiment(2), scale="smoke")["main"].groups[0].layout == Layout(2)
+    api.run(experiment(3), **quiet)
+    about = json.loads((first.folder / "manifest.json").read_text())
+    assert [layout["width"] for layout in about["sweeps"]["main"]["layouts"].values()] == [8]
+    results = load(first.folder)["main"]
+    assert len(results.frame) == 9
+    elsewhere = api.run(experiment(2), out=tmp_path / "new", scale="smoke", console=console)
+    about = json.loads((Path(elsewhere.folder) / "manifest.json").read_text())
+    assert [layout["width"] for layout in about["sweeps"]["main"]["layouts"].values()] == [2]
+
+
+def test_the_pieces_of_a_look_end_at_every_evaluation():
+    recorder = Recorder(1, 30, 3)
+    assert list(recorder.stops(5, 25)) == [(0, 5, 10, True), (10, 10, 20, True), (20, 20, 25, False)]
+    assert list(recorder.stops(0, 0)) == []
+
+
+def test_evaluations_under_way_together_are_those_made_one_by_one(devices, monkeypatch):
+    plan = plan_of("shallow", devices, num_steps=200, num_evals=100)
+    together = losses_of(plan, devices)
+    monkeypatch.setattr(engine, "SEGMENT_SECONDS", 0.0)  # a look after every step
+    np.testing.assert_array_equal(losses_of(plan, devices), together)
+
+
+def test_a_pace_predicts_the_seconds_of_the_next_training(devices):
+    plan = plan_of("deep", devices, num_steps=1000, num_evals=4)
+    chunks = [event for event in engine.train(plan, devices) if isinstance(event, engine.Finished)]
+    expected = chunks[-1].pace.seconds(1000, 5)
+    assert expected == pytest.approx(chunks[-1].seconds, rel=0.25)
