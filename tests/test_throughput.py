@@ -2,42 +2,65 @@
 
 from __future__ import annotations
 
+import time
 from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from dlexp.sweep import engine, machine
-from dlexp.sweep import plan as planning
-from dlexp.sweep.grids import Identity
-from dlexp.types import Sweep
+from dlexp.sweep.pace import Layout
 from experiments.engine import _peers, throughput
+from experiments.engine._timing import Contender, pace
+from tests.conftest import data_dir
 
 
-@pytest.mark.parametrize("contender", [name for name in _peers.CONTENDERS if name != throughput.ENGINE])
+def tiny(contender):
+    work = throughput.workload("tiny")
+    if contender in _peers.PEERS:
+        return _peers.PEERS[contender](work)
+    return {throughput.ENGINE: _peers.this_engine, throughput.BARE: _peers.bare_loop}[contender](work, Layout(8))
+
+
+@pytest.mark.parametrize("contender", [throughput.ENGINE, throughput.BARE, *_peers.PEERS])
 def test_every_contender_trains_a_tiny_workload(contender):
     if "torch" in contender.lower() and not find_spec("torch"):
         pytest.skip("PyTorch is not installed")
-    rate = _peers.CONTENDERS[contender](throughput.workload("tiny"))(1)
-    assert 0 < rate < 1e9
+    assert 0 < tiny(contender)(0.02) < 1e9
 
 
-def test_the_bare_loop_makes_the_losses_of_the_engine():
-    work = throughput.workload("tiny")
-    each = work.learner()
-    seeds, rates = np.full(work.num_runs, 3, np.uint32), work.rates()
-    bare = jax.vmap(_peers._one_run(work, each), in_axes=(0, 0, None))(
-        seeds, rates, jax.tree.map(jnp.asarray, each.data)
-    )
-    sweep = Sweep(work.grid(3), lambda config, num_steps: each, work.num_steps, work.num_steps // _peers.EVERY)
-    devices = machine.start_devices()
-    plan = planning.make(Identity("tests.peers", 1, "main", work.num_steps), sweep, devices)
-    finished = [event for event in engine.train(plan, devices) if isinstance(event, engine.Finished)]
-    ours = np.concatenate([event.metrics["train/loss"] for event in finished])[:, -1]  # by rising rate, as in rates
-    theirs = np.asarray(bare)[:, -1]
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4)  # float32, 100 steps, another width
+@pytest.mark.parametrize("name", throughput.TITLES)
+def test_everyone_trains_networks_of_equal_size(name):
+    if name in ("mlp_large", "cnn_28x28"):
+        data_dir()
+    work = throughput.workload(name)
+    sizes = []
+    for each in (work.learner(), _peers._linen_learner(work)):
+        hyper = {key: jnp.asarray(legal.default or 0.0) for key, legal in each.hyper.items()}
+        shapes = jax.eval_shape(each.init, jax.random.key(0), hyper, each.data)
+        sizes.append(sum(leaf.size for leaf in jax.tree.leaves(shapes.params)))
+    if find_spec("torch"):
+        from experiments.engine import _torch
+
+        sizes.append(sum(values.numel() for values in _torch._module(work.network).parameters()))
+    assert len(set(sizes)) == 1
+
+
+def test_a_slow_way_is_timed_by_fewer_steps():
+    made = []
+    contender = Contender(2, lambda num_steps: made.append(num_steps) or time.sleep(0.01 * num_steps), lambda: None)
+    assert pace(contender, 0.1) == pytest.approx(200, rel=0.3)  # 2 runs, 100 steps a second each
+    assert sum(made) < 20
+
+
+def test_layouts_are_timed_beside_the_chosen_one():
+    ready = throughput.ready("tiny")
+    assert throughput._explicit(Layout(2), "cnn_8x8") == Layout(2, False, (("convolution", "patches"),))
+    timed = [throughput._explicit(ready.chosen, "tiny"), *throughput.layouts("tiny")]
+    rates = ready.bench.rates(timed[:2])
+    assert all(rate > 0 for rate in rates.values())
+    assert list(rates) == timed[:2]
+    assert ready.flops > 6 * 16 * (64 * 8 + 8 * 8 + 8 * 10)  # a batch forwards and backwards at least
 
 
 def test_the_rates_of_the_machine_are_plausible():

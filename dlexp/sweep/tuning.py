@@ -10,15 +10,16 @@ on a CPU, that made a small perceptron 5% faster and a larger one 15% slower.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, product
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dlexp.sweep import machine, pace, programs
 from dlexp.sweep.pace import Layout, Measured, Pace
@@ -29,6 +30,7 @@ SHARE = 0.1  # of the training that is left, that a round of timings may take
 SLOW_FLOPS = {"cpu": 2e10}  # a second and device, that small networks reach at least
 _FAST_FLOPS = 1e12  # the same of anything else
 LOOP_HURTS = 2.0  # as many times as long as the fastest: then a call a step may be better
+NEAR = 1.15  # as many times as long as the fastest: timed again
 GAIN = 1.03  # as many times as fast as the default layout: less is noise
 TIMED_SECONDS = 0.15  # of one timing; each layout is timed twice
 
@@ -52,19 +54,12 @@ def tuned(
       fixed: places of groups that keep their layout.
       tell: is told what is measured, and what came of it.
     """
-    mesh = jax.make_mesh((len(devices),), ("run",), axis_types=(AxisType.Auto,), devices=devices)
     groups = list(plan.groups)
     for index, group in enumerate(groups):
         is_chosen = group.measured is not None and group.measured.is_chosen
         if index not in fixed and not is_chosen and _may_be_worth_it(group, num_missing[index], devices):
-            groups[index] = _tuned(plan, group, num_missing[index], mesh, tell)
+            groups[index] = _tuned(plan, group, num_missing[index], devices, tell)
     return plan._replace(groups=tuple(groups))
-
-
-def measure_all(plan: Plan, group: Group, devices: list[jax.Device], layouts: Sequence[Layout]) -> dict[Layout, float]:
-    """Returns steps of runs a second, on all devices, of each of these layouts that fits into memory."""
-    mesh = jax.make_mesh((len(devices),), ("run",), axis_types=(AxisType.Auto,), devices=devices)
-    return _Bench(plan, group, mesh).rates(layouts)
 
 
 def rounds(group: Group) -> Rounds:
@@ -95,8 +90,8 @@ def _may_be_worth_it(group: Group, num_missing: int, devices: list[jax.Device]) 
     return num_missing * group.flops / slow > WORTH_SECONDS
 
 
-def _tuned(plan: Plan, group: Group, num_missing: int, mesh: Mesh, tell: Callable[[str], None]) -> Group:
-    bench, seconds = _Bench(plan, group, mesh), dict[Layout, float]()
+def _tuned(plan: Plan, group: Group, num_missing: int, devices: list[jax.Device], tell: Callable[[str], None]) -> Group:
+    bench, seconds = Bench(plan, group, devices), dict[Layout, float]()
     rates: dict[str, float] = {}
     search = rounds(group)
     layouts, spent = next(search), 0.0
@@ -118,6 +113,9 @@ def _tuned(plan: Plan, group: Group, num_missing: int, mesh: Mesh, tell: Callabl
             break
         if len(layouts) * spent > SHARE * min(seconds.values()) * machine.num_cores():
             break
+    for layout, rate in _timed_again(bench, seconds).items():
+        rates[str(layout)] = max(rate, rates[str(layout)])
+        seconds[layout] = _training_seconds(plan, num_missing, layout, rates[str(layout)])
     best = min(seconds, key=lambda layout: seconds[layout])
     if seconds[group.layout] < GAIN * seconds[best]:
         best = group.layout
@@ -125,6 +123,14 @@ def _tuned(plan: Plan, group: Group, num_missing: int, mesh: Mesh, tell: Callabl
     measured = Measured(best, _expected_pace(plan, group, best, rates[str(best)]), is_chosen=True, rates=rates)
     pace.remember(group.program, measured)
     return group._replace(layout=best, measured=measured)
+
+
+def _timed_again(bench: Bench, seconds: Mapping[Layout, float]) -> dict[Layout, float]:
+    """The rates of those that nearly won, and of the default, timed in turn: other work here slows all alike."""
+    least = min(seconds.values())
+    near = [layout for place, layout in enumerate(seconds) if place == 0 or seconds[layout] < NEAR * least]
+    timed = [bench.rates(near) for _ in range(3)] if len(near) > 1 else [{}]
+    return {layout: max(one.get(layout, 0.0) for one in timed) for layout in timed[0]}
 
 
 def _training_seconds(plan: Plan, num_runs: int, layout: Layout, rate: float) -> float:
@@ -144,35 +150,41 @@ def _name(group: Group) -> str:
     return ", ".join(f"{name}={value}" for name, value in group.family.config.items()) or "all runs"
 
 
-class _Bench:
+class Bench:
     """Times the training of one group in many layouts, from one initial state."""
 
-    def __init__(self, plan: Plan, group: Group, mesh: Mesh) -> None:
-        self._plan, self._group, self._mesh = plan, group, mesh
-        self._over_runs = NamedSharding(mesh, PartitionSpec("run"))
-        self._options = machine.compiler_options(list(mesh.devices.flat))
-        self._data = jax.device_put(group.learner.data, NamedSharding(mesh, PartitionSpec()))
-        initialize = programs.lower(group, mesh)[0].compile(compiler_options=self._options)
+    def __init__(self, plan: Plan, group: Group, devices: list[jax.Device]) -> None:
+        """Compiles the initialization of the group's own layout; its weights are everyone's."""
+        self._plan, self._group, self._devices = plan, group, devices
+        self._mesh = jax.make_mesh((len(devices),), ("run",), axis_types=(AxisType.Auto,), devices=devices)
+        self._over_runs = NamedSharding(self._mesh, PartitionSpec("run"))
+        self._options = machine.compiler_options(devices)
+        self._data = jax.device_put(group.learner.data, NamedSharding(self._mesh, PartitionSpec()))
+        initialize = programs.lower(group, self._mesh)[0].compile(compiler_options=self._options)
         self._carry = initialize(*self._seeds_and_hyper(group), self._data)
         self._leaves = programs.to_host(self._carry)
         self._bytes: dict[int, float] = {}
+        self._compiled: dict[Layout, Callable] = {}
 
     def rates(self, layouts: Sequence[Layout]) -> dict[Layout, float]:
-        """Steps of runs a second; a layout that does not fit into memory is left out."""
-        groups = [self._group.with_layout(layout) for layout in layouts if self._fits(layout)]
-        with ThreadPoolExecutor(machine.num_cores()) as pool:
-            lowered = [programs.lower(group, self._mesh)[2] for group in groups]
-            compiled = list(pool.map(lambda each: each.compile(compiler_options=self._options), lowered))
+        """Returns steps of runs a second on all devices; a layout that does not fit into memory is left out."""
+        self._compile([layout for layout in layouts if layout not in self._compiled and self._fits(layout)])
         found = {}
-        for group, program in zip(groups, compiled, strict=True):
-            memory = program.memory_analysis()
-            if memory is not None:
-                self._bytes[group.width] = memory.temp_size_in_bytes + memory.argument_size_in_bytes
-            try:
-                found[group.layout] = self._rate(group, program)
-            except (jax.errors.JaxRuntimeError, MemoryError):
-                continue  # it does not fit, or cannot be run here: then it is not the fastest
+        for layout in layouts:
+            if layout in self._compiled:
+                with contextlib.suppress(jax.errors.JaxRuntimeError, MemoryError):  # then it is not the fastest
+                    found[layout] = self._rate(self._group.with_layout(layout), self._compiled[layout])
         return found
+
+    def _compile(self, layouts: Sequence[Layout]) -> None:
+        """Side by side."""
+        lowered = [programs.lower(self._group.with_layout(layout), self._mesh)[2] for layout in layouts]
+        with ThreadPoolExecutor(machine.num_cores()) as pool:
+            compiled = list(pool.map(lambda each: each.compile(compiler_options=self._options), lowered))
+        self._compiled |= dict(zip(layouts, compiled, strict=True))
+        for layout, program in zip(layouts, compiled, strict=True):
+            if memory := program.memory_analysis():
+                self._bytes[layout.width] = memory.temp_size_in_bytes + memory.argument_size_in_bytes
 
     def _fits(self, layout: Layout) -> bool:
         """By a line through the bytes of the widths compiled so far."""
@@ -182,7 +194,7 @@ class _Bench:
         low, high = self._bytes[widths[0]], self._bytes[widths[-1]]
         slope = (high - low) / (widths[-1] - widths[0]) if len(widths) > 1 else high / widths[0]
         expected = high + slope * (layout.width - widths[-1])
-        return expected < MEMORY_SHARE * machine.device_memory(list(self._mesh.devices.flat))
+        return expected < MEMORY_SHARE * machine.device_memory(self._devices)
 
     def _rate(self, group: Group, program: Callable) -> float:
         segment = programs.of(group, [program, program, program]).segment
