@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dlexp.sweep.plan import Plan
 
 SCALES = ("smoke", "cpu", "gpu")
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 REFERENCE = Path(dlexp.__file__).parents[1] / "results"
 
 
@@ -38,6 +39,7 @@ def run(
     num_steps: int | None = None,
     axes: Mapping[str, Sequence[Any] | str] | None = None,
     only: Sequence[str] = (),
+    precision: str = "float32",
     out: str | os.PathLike = "runs",
     fresh: bool = False,
     console: Console | None = None,
@@ -51,6 +53,7 @@ def run(
       num_steps: training length in place of the experiment's own; such runs stand beside the others.
       axes: name -> values, or a text such as `geom:1e-4:1:13`, in every sweep that has the axis.
       only: names of the sweeps to run (default all).
+      precision: of products of matrices: float32, tensorfloat32 or bfloat16, recorded with the results.
       out: results go to `out/section/name/scale`.
       fresh: drop what is saved there first.
       console: where progress is shown (default: standard output).
@@ -64,7 +67,7 @@ def run(
     from dlexp import training
     from dlexp.progress import say
 
-    plans = plan(experiment, scale=scale, seeds=seeds, num_steps=num_steps, axes=axes, only=only)
+    plans = plan(experiment, scale=scale, seeds=seeds, num_steps=num_steps, axes=axes, only=only, precision=precision)
     folder, console = folders.folder_of(out, experiment.name, scale), console or Console()
     training.train(experiment, plans, scale=scale, folder=folder, fresh=fresh, console=console)
     results = table.load(folder)
@@ -83,6 +86,7 @@ def plan(
     num_steps: int | None = None,
     axes: Mapping[str, Sequence[Any] | str] | None = None,
     only: Sequence[str] = (),
+    precision: str = "float32",
 ) -> dict[str, Plan]:
     """Returns how each sweep would be trained on the devices at hand; nothing is compiled or written.
 
@@ -94,11 +98,14 @@ def plan(
 
     if scale not in SCALES:
         raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     declared = experiment.sweeps(scale)
     _check_names(experiment.name, declared)
     only = (only,) if isinstance(only, str) else only
     sweeps = overrides.apply(declared, seeds=seeds, num_steps=num_steps, axes=axes, only=only)
     devices = machine.start_devices()
+    machine.set_precision(devices, precision)
     return {
         name: planning.make(Identity(experiment.name, experiment.version, name, sweep.num_steps), sweep, devices)
         for name, sweep in sweeps.items()

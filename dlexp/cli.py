@@ -151,6 +151,7 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_integer("num_steps", None, "optimizer steps of every run", 1, 2**31 - 1, flag_values=values)
     flags.DEFINE_multi_string("axis", [], "NAME=VALUE,VALUE,... or NAME=geom:LOW:HIGH:COUNT", flag_values=values)
     flags.DEFINE_multi_string("sweep", [], "run this sweep alone; may be repeated", flag_values=values)
+    flags.DEFINE_enum("precision", "float32", api.PRECISIONS, "of products of matrices", flag_values=values)
     flags.DEFINE_string("out", "runs", "where results go", flag_values=values)
     flags.DEFINE_string("data_dir", None, "folder of data files (else DLEXP_DATA_DIR)", flag_values=values)
     flags.DEFINE_string("run_id", None, "train this run again alone and print its curves", flag_values=values)
@@ -200,7 +201,8 @@ def _choices(values: dict[str, Any]) -> dict[str, Any]:
         except ValueError as error:
             raise _UsageError(f"--axis={text}: {error}") from error
         axes[name] = axes_values
-    return {"seeds": values["seeds"], "num_steps": values["num_steps"], "axes": axes, "only": values["sweep"]}
+    chosen = {name: values[name] for name in ("seeds", "num_steps", "precision")}
+    return {**chosen, "axes": axes, "only": values["sweep"]}
 
 
 def _is_our_own(error: Exception) -> bool:

@@ -135,8 +135,12 @@ class _Sweep:
         machine.enable_compile_cache()
         self._devices = machine.start_devices()
         self._done = self._saved()
-        missing = (sum(1 for name, _ in plan.runs(group) if name not in self._done) for group in plan.groups)
-        self._num_missing = list(missing)
+        self._num_missing = [self._count_missing(group) for group in plan.groups]
+
+    def _count_missing(self, group: Group) -> int:
+        if not self._done:
+            return group.num_runs  # no ids need be made
+        return sum(1 for name, _ in self._plan.runs(group) if name not in self._done)
 
     def is_missing_any(self) -> bool:
         """Whether there is anything to train; says so where there is not."""

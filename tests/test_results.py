@@ -90,6 +90,17 @@ def test_compacting_keeps_every_row_and_is_idempotent(tmp_path):
     assert sorted(path.name for path in (tmp_path / "main").iterdir()) == files
 
 
+def test_large_files_are_left_alone_and_no_row_is_lost(tmp_path, monkeypatch):
+    save(tmp_path, DECLARED)
+    before = load(tmp_path)["main"]
+    num_chunks = len(list((tmp_path / "main").iterdir()))
+    monkeypatch.setattr(store, "_ROWS_ENOUGH", 5)
+    for _ in range(2):
+        store.compact(tmp_path / "main")
+        assert 2 < len(list((tmp_path / "main").iterdir())) < num_chunks
+        assert load(tmp_path)["main"].frame.equals(before.frame)
+
+
 def test_arrays_are_labelled_by_the_axes(tmp_path):
     array = load(save(tmp_path, DECLARED))["main"].labelled("test/loss")
     assert array.dims == ("width", "learning_rate", "seed", "step")

@@ -19,6 +19,9 @@ import pyarrow.parquet as pq
 from dlexp.results.files import ResultsError, set_aside, write_bytes
 
 _KEY = b"dlexp"
+_FILES_AT_ONCE = 256  # held in memory while they are merged
+_ROWS_ENOUGH = 20_000  # a file of so many is left alone: memory does not grow with the sweep
+_Chunk = tuple[Path, pa.Table, dict[str, Any]]
 
 
 def write_chunk(folder: Path, columns: Mapping[str, Any], about: Mapping[str, Any]) -> Path:
@@ -103,25 +106,38 @@ def check_identity(path: Path, about: Mapping[str, Any], experiment: str, versio
 
 
 def compact(folder: Path) -> None:
-    """Puts the chunks of each group into one file; killed halfway, it leaves rows twice, never none.
+    """Puts the chunks of each group into one file, or few of a size; killed halfway, it leaves rows twice, never none.
 
     Chunks are of one group where all they say of themselves but their provenance agrees. A row that stands twice
     with different values stays twice, for `table.load` to name.
     """
-    groups: dict[str, list[tuple[Path, pa.Table, dict[str, Any]]]] = {}
-    for path, table, about in chunks(folder):
-        said = {name: value for name, value in about.items() if name != "provenance"}
-        key = json.dumps([table.schema.remove_metadata().to_string(), said], sort_keys=True)
-        groups.setdefault(key, []).append((path, table, about))
-    for members in groups.values():
-        if len(members) < 2:
+    waiting: dict[str, list[_Chunk]] = {}
+    for chunk in chunks(folder):
+        _, table, about = chunk
+        if len(table) >= _ROWS_ENOUGH:
             continue
-        table = _without_repeats(pa.concat_tables([table.replace_schema_metadata(None) for _, table, _ in members]))
-        about = {**members[0][2], "provenance": _distinct([about["provenance"] for *_, about in members])}
-        merged = _write_table(folder, table.replace_schema_metadata({_KEY: json.dumps(about).encode()}))
-        for path, *_ in members:
-            if path != merged:
-                path.unlink()
+        said = {name: value for name, value in about.items() if name != "provenance"}
+        members = waiting.setdefault(json.dumps([table.schema.remove_metadata().to_string(), said], sort_keys=True), [])
+        members.append(chunk)
+        if len(members) == _FILES_AT_ONCE or sum(len(table) for _, table, _ in members) >= _ROWS_ENOUGH:
+            merged = _merged(folder, members)
+            members[:] = [merged] if len(merged[1]) < _ROWS_ENOUGH else []
+    for members in filter(None, waiting.values()):
+        _merged(folder, members)
+
+
+def _merged(folder: Path, members: list[_Chunk]) -> _Chunk:
+    """One chunk in place of several; their files go once its own is there."""
+    if len(members) < 2:
+        return members[0]
+    tables = [table.replace_schema_metadata(None) for _, table, _ in members]
+    table = _without_repeats(pa.concat_tables(tables)).combine_chunks()
+    about = {**members[0][2], "provenance": _distinct([about["provenance"] for *_, about in members])}
+    merged = _write_table(folder, table.replace_schema_metadata({_KEY: json.dumps(about).encode()}))
+    for path, *_ in members:
+        if path != merged:
+            path.unlink()
+    return merged, table, about
 
 
 def _write_table(folder: Path, table: pa.Table) -> Path:

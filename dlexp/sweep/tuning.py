@@ -32,6 +32,7 @@ _FAST_FLOPS = 1e12  # the same of anything else
 LOOP_HURTS = 2.0  # as many times as long as the fastest: then a call a step may be better
 NEAR = 1.15  # as many times as long as the fastest: timed again
 GAIN = 1.03  # as many times as fast as the default layout: less is noise
+CHUNK_SECONDS = 0.004  # that a chunk takes on the host, to be begun and saved, until it was measured
 TIMED_SECONDS = 0.15  # of one timing; each layout is timed twice
 
 Rounds = Generator[list[Layout], dict[Layout, float], None]
@@ -87,7 +88,8 @@ def _may_be_worth_it(group: Group, num_missing: int, devices: list[jax.Device]) 
     if group.learner.update is None or not num_missing or group.measure is not None:
         return False
     slow = SLOW_FLOPS.get(devices[0].platform, _FAST_FLOPS) * len(devices)
-    return num_missing * group.flops / slow > WORTH_SECONDS
+    num_chunks = num_missing / (group.width * len(devices))
+    return num_missing * group.flops / slow + num_chunks * CHUNK_SECONDS > WORTH_SECONDS
 
 
 def _tuned(plan: Plan, group: Group, num_missing: int, devices: list[jax.Device], tell: Callable[[str], None]) -> Group:
@@ -99,7 +101,7 @@ def _tuned(plan: Plan, group: Group, num_missing: int, devices: list[jax.Device]
         began = time.perf_counter()
         for layout, rate in bench.rates(layouts).items():
             rates[str(layout)] = rate
-            seconds[layout] = _training_seconds(plan, num_missing, layout, rate)
+            seconds[layout] = _training_seconds(plan, group, num_missing, layout, rate)
         for layout in layouts:
             seconds.setdefault(layout, float("inf"))
         if len(seconds) == 1:
@@ -115,7 +117,7 @@ def _tuned(plan: Plan, group: Group, num_missing: int, devices: list[jax.Device]
             break
     for layout, rate in _timed_again(bench, seconds).items():
         rates[str(layout)] = max(rate, rates[str(layout)])
-        seconds[layout] = _training_seconds(plan, num_missing, layout, rates[str(layout)])
+        seconds[layout] = _training_seconds(plan, group, num_missing, layout, rates[str(layout)])
     best = min(seconds, key=lambda layout: seconds[layout])
     if seconds[group.layout] < GAIN * seconds[best]:
         best = group.layout
@@ -133,17 +135,18 @@ def _timed_again(bench: Bench, seconds: Mapping[Layout, float]) -> dict[Layout, 
     return {layout: max(one.get(layout, 0.0) for one in timed) for layout in timed[0]}
 
 
-def _training_seconds(plan: Plan, num_runs: int, layout: Layout, rate: float) -> float:
-    """What the steps of so many runs take, padding counted."""
+def _training_seconds(plan: Plan, group: Group, num_runs: int, layout: Layout, rate: float) -> float:
+    """What so many runs take, padding counted, and what each chunk takes beside its steps."""
     rows = layout.width * plan.num_devices
-    return -(-num_runs // rows) * rows * plan.sweep.num_steps / rate
+    beside = group.measured.pace.start if group.measured else CHUNK_SECONDS
+    return -(-num_runs // rows) * (beside + rows * plan.sweep.num_steps / rate)
 
 
 def _expected_pace(plan: Plan, group: Group, layout: Layout, rate: float) -> Pace:
     """A step as it was timed; an evaluation by its FLOPs, until one was timed in a training."""
     step = layout.width * plan.num_devices / rate
     step_flops = (group.flops - (plan.sweep.num_evals + 1) * group.evaluation_flops) / plan.sweep.num_steps
-    return Pace(0.0, step, step * group.evaluation_flops / step_flops)
+    return Pace(CHUNK_SECONDS, step, step * group.evaluation_flops / step_flops)
 
 
 def _name(group: Group) -> str:
