@@ -162,19 +162,23 @@ class _Sweep:
         provenance = machine.provenance(self._devices)
         identity, sweep = self._plan.identity, self._plan.sweep
         num_done = self._plan.num_runs - sum(self._num_missing)
-        try:
-            with Display(self._console, identity.sweep, self._plan.num_runs, num_done, sweep.num_steps) as display:
-                for event in engine.train(self._plan, self._devices, self._done, self._resume):
-                    self._handle(event, display, provenance)
-        finally:
-            self._remember_pace()
+        with Display(self._console, identity.sweep, self._plan.num_runs, num_done, sweep.num_steps) as display:
+            for event in engine.train(self._plan, self._devices, self._done, self._resume):
+                self._handle(event, display, provenance)
+        trained = time.perf_counter()
         checkpoint.discard(self._folder)
         store.compact(self._folder)
+        self._remember_pace(time.perf_counter() - trained)
 
-    def _remember_pace(self) -> None:
-        """For the next plan's prediction; a layout that won against others stays the chosen one."""
-        for index, measured in self._paces.items():
-            group = self._plan.groups[index]
+    def _remember_pace(self, afterwards: float) -> None:
+        """For the next plan's prediction; a layout that won against others stays the chosen one.
+
+        Each chunk has its share of the seconds spent afterwards on all of them.
+        """
+        groups = self._plan.groups
+        num_chunks = sum(self._plan.num_chunks(groups[index]) for index in self._paces)
+        for index, paced in self._paces.items():
+            group, measured = groups[index], paced._replace(start=paced.start + afterwards / num_chunks)
             known = pace.recall(group.program)
             if known is None or known.layout == group.layout:
                 pace.remember(group.program, (known or Measured(group.layout, measured))._replace(pace=measured))
