@@ -38,7 +38,7 @@ def plan_tables(plans: Mapping[str, Plan]) -> Iterable[Grid | str]:
                 f"{group.num_params:,}",
             )
             seconds = plan.seconds(group)
-            expected = "not timed" if seconds is None else f"{seconds:.1f}"
+            expected = "?" if seconds is None else f"{seconds:.1f}"
             rows.add_row(config, *map(str, cells), _amount(group.state_bytes, "bytes"), flops, expected)
         yield rows
         for group in plan.groups:

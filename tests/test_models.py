@@ -488,3 +488,28 @@ def test_shifts_move_whole_images_with_zeros_behind_them_and_only_in_training():
         assert len(candidates) == 1
         moves.add(candidates[0])
     assert len(moves) > 10  # of 25
+
+
+@pytest.mark.parametrize("lowering", ["patches", "rows", "shifted"])
+@pytest.mark.usefixtures("x64")
+def test_a_large_batch_is_convolved_in_slices(monkeypatch, lowering):
+    rng = np.random.default_rng(0)
+    inputs, kernel = rng.normal(size=(12, 7, 7, 2)), rng.normal(size=(3, 3, 2, 4))
+
+    def both(function):
+        whole = function()
+        monkeypatch.setattr(layers, "_PATCH_BYTES", 12 * 49 * 18 * 8 // 5)  # in 5 slices it would fit, 6 divide 12
+        assert layers._num_slices(inputs, kernel, 1, 1) == 6
+        sliced = function()
+        monkeypatch.undo()
+        return whole, sliced
+
+    ours, theirs = both(lambda: layers.convolve(inputs, kernel, padding=1, lowering=lowering))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+    def squares(kernel):
+        return jnp.sum(layers.convolve(inputs, kernel, padding=1, lowering=lowering) ** 2)
+
+    ours, theirs = both(lambda: jax.grad(squares)(kernel))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-11)
+    assert layers._num_slices(rng.normal(size=(997, 200, 200, 8)), kernel, 1, 1) == 1  # a prime number of images

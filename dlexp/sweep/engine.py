@@ -28,7 +28,7 @@ from dlexp.sweep.recorder import Recorder
 from dlexp.types import PyTree
 
 SEGMENT_SECONDS = 1.0  # between two looks at the progress; the steps of a call are an argument of the program
-_LOOK_AHEAD = 8  # groups compiled before the first of them is trained
+_LOOK_AHEAD = 8  # groups that are compiled at most before the first of them is trained
 
 
 class Snapshot(NamedTuple):
@@ -382,11 +382,18 @@ def _cached_placement(sharding: NamedSharding) -> Callable[[PyTree], PyTree]:
     return place
 
 
-def _look_ahead(items: Iterator[Any], distance: int) -> Iterator[Any]:
-    queue = deque(islice(items, distance))
+def _look_ahead(items: Iterator[tuple[int, list[Future]]], distance: int) -> Iterator[tuple[int, list[Future]]]:
+    """Lowers more groups as long as the next one is being compiled; what is compiled is trained at once."""
+    queue = deque(islice(items, 1))
     while queue:
+        _, futures = queue[0]
+        while len(queue) < distance and not all(future.done() for future in futures):
+            if not (more := list(islice(items, 1))):
+                break
+            queue.extend(more)
         yield queue.popleft()
-        queue.extend(islice(items, 1))
+        if not queue:
+            queue.extend(islice(items, 1))
 
 
 def _batched(items: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
