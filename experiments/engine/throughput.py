@@ -320,7 +320,7 @@ def _rates(results: Results) -> Figure:
             axes.text(1.3 * max(rate), -place, text, va="center", fontsize=9)
         axes.set_yticks(-np.arange(len(who)), who)
         low, high = (choose(np.median(_of(table, one)) for one in who) for choose in (min, max))
-        axes.set(xscale="log", xlim=(low / 2, high * (high / low) ** 0.6 * 12), title=TITLES.get(name, name))
+        axes.set(xscale="log", xlim=(low / 2, high * (high / low) ** 0.6 * 25), title=TITLES.get(name, name))
         axes.set_xlabel("steps of runs a second")
     plots.note(figure, _machine_text(results))
     return figure
