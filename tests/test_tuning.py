@@ -6,6 +6,7 @@ import io
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -200,3 +201,16 @@ def test_a_pace_predicts_the_seconds_of_the_next_training(devices):
     chunks = [event for event in engine.train(plan, devices) if isinstance(event, engine.Finished)]
     expected = chunks[-1].pace.seconds(1000, 5)
     assert expected == pytest.approx(chunks[-1].seconds, rel=0.25)
+
+
+def test_what_does_not_fit_is_left_to_the_engine(devices, monkeypatch):
+    plan = plan_of("shallow", devices, num_steps=50_000)
+    monkeypatch.setattr(tuning, "WORTH_SECONDS", 0.0)
+
+    def full(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(tuning.Bench, "_rate", full)
+    assert tuning.tuned(plan, devices, [6]) == plan
+    monkeypatch.setattr(tuning.programs, "to_host", full)
+    assert tuning.tuned(plan, devices, [6]) == plan

@@ -59,7 +59,8 @@ def tuned(
     for index, group in enumerate(groups):
         is_chosen = group.measured is not None and group.measured.is_chosen
         if index not in fixed and not is_chosen and _may_be_worth_it(group, num_missing[index], devices):
-            groups[index] = _tuned(plan, group, num_missing[index], devices, tell)
+            with contextlib.suppress(jax.errors.JaxRuntimeError, MemoryError):  # the engine narrows what does not fit
+                groups[index] = _tuned(plan, group, num_missing[index], devices, tell)
     return plan._replace(groups=tuple(groups))
 
 
@@ -104,6 +105,8 @@ def _tuned(plan: Plan, group: Group, num_missing: int, devices: list[jax.Device]
             seconds[layout] = _training_seconds(plan, group, num_missing, layout, rate)
         for layout in layouts:
             seconds.setdefault(layout, float("inf"))
+        if not rates:
+            return group  # not even the default fits; the engine narrows it
         if len(seconds) == 1:
             spent, least = time.perf_counter() - began, seconds[group.layout]
             if least < WORTH_SECONDS:
