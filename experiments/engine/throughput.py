@@ -198,7 +198,7 @@ def memory_rate(size: int | None = None) -> float:
 
 def sweeps(scale: str) -> dict[str, Sweep]:
     """Rounds of each workload."""
-    seeds = {"smoke": range(2), "cpu": range(8), "gpu": range(8)}[scale]
+    seeds = {"smoke": range(2), "cpu": range(8), "gpu": range(16)}[scale]
     names = ("tiny",) if scale == "smoke" else tuple(TITLES)
     return {name: Sweep(grid(config={"workload": (name,)}, seeds=seeds), rounds, num_steps=0) for name in names}
 
@@ -222,13 +222,6 @@ def claims(results: Results) -> list[Claim]:
             rule="rate of the engine over that of the bare loop in the same layout and round; at least 1 / 1.05",
             effects=each("{}", TITLES, lambda name: _ratio(results[name], BARE)),
             smallest=1 / 1.05,
-        ),
-        judge(
-            "It is three times as fast as one jitted scan a run.",
-            source=jaxs,
-            rule="rate of the engine over that of Linen's layers in one jitted scan after another; at least 3",
-            effects=each("{}", TITLES, lambda name: _ratio(results[name], "one jitted scan a run")),
-            smallest=3.0,
         ),
         judge(
             "For images it is fifty times as fast as vmap over Linen's convolutions inside a scan.",
@@ -262,7 +255,8 @@ def claims(results: Results) -> list[Claim]:
         ),
         judge(
             "The plan chooses well: its layout is within a tenth of the best of all.",
-            source="this project's rule of timing layouts (dlexp/sweep/tuning.py)",
+            source="Whaley and Dongarra, Automatically Tuned Linear Algebra Software, 1998, "
+            "https://doi.org/10.1109/SC.1998.10004; the number is ours",
             rule="rate of the chosen layout over the highest of the layouts, medians up to the round; at least 0.9",
             effects=each("{}", TITLES, lambda name: _choice(results[name])),
             smallest=0.9,
