@@ -34,9 +34,10 @@ CHILD = """
 import builtins, os, resource, signal, sys
 from dlexp import cli, learner, losses, models, optim
 from dlexp.data import bundled
-from dlexp.sweep import grid, machine
+from dlexp.sweep import grid, machine, plan
 from dlexp.types import Experiment, Sweep
 
+plan.CACHED_BYTES = float("inf")  # large networks, too, are begun 8 at once on a device
 out, kind, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
 width, num_layers = {"memory": (1024, 8)}.get(kind, (8, 2))
 num_steps = {"store": 20, "random": 400, "memory": 2}[kind]
