@@ -11,7 +11,7 @@ import pytest
 
 from dlexp import learner, losses, models, optim
 from dlexp.data import bundled, mnist1d
-from dlexp.models import initializers, layers, perceptron
+from dlexp.models import convolutional, initializers, layers, lowerings, perceptron
 from dlexp.sweep import grid
 from dlexp.sweep.grids import Run
 from dlexp.sweep.plan import full_hyper
@@ -54,32 +54,56 @@ def test_the_networks_of_mnist1d_have_their_published_sizes(model, expected):
 @pytest.mark.parametrize("num_space", [1, 2])
 @pytest.mark.parametrize(("stride", "padding"), [(1, 0), (2, 1), (3, 2)])
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("own", [name for name in layers.LOWERINGS if name != "native"])
-def test_every_lowering_of_a_convolution_equals_the_librarys(own, num_space, stride, padding):
+@pytest.mark.parametrize("own", [*(name for name in lowerings.LOWERINGS if name != "native"), "batch_last, by rows"])
+def test_every_lowering_of_a_convolution_equals_the_librarys(monkeypatch, own, num_space, stride, padding):
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(3, *(11, 9)[:num_space], 4))
     kernel = rng.normal(size=(*(3, 2)[:num_space], 4, 5))
     options = {"stride": stride, "padding": padding}
+    if own == "batch_last, by rows":
+        monkeypatch.setattr(lowerings, "_PATCH_BYTES", 1)
+    own = own.partition(",")[0]
 
     def both(function):
         return [function(lowering) for lowering in (own, "native")]
 
-    ours, theirs = both(lambda lowering: layers.convolve(inputs, kernel, lowering=lowering, **options))
+    ours, theirs = both(lambda lowering: lowerings.convolve(inputs, kernel, lowering=lowering, **options))
     np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
-    def squares(kernel, lowering):
-        return jnp.sum(layers.convolve(inputs, kernel, lowering=lowering, **options) ** 2)
+    def squares(inputs, kernel, lowering):
+        return jnp.sum(lowerings.convolve(inputs, kernel, lowering=lowering, **options) ** 2)
 
-    ours, theirs = both(lambda lowering: jax.grad(squares)(kernel, lowering))
-    np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-11)
+    ours, theirs = both(lambda lowering: jax.grad(squares, (0, 1))(inputs, kernel, lowering))
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(("num_inputs", "num_outputs"), [(7, 3), (3, 7), (130, 70)])
+@pytest.mark.usefixtures("x64")
+def test_every_derivative_of_a_dense_product_is_the_products(num_inputs, num_outputs):
+    rng = np.random.default_rng(0)
+    inputs, kernel = rng.normal(size=(5, num_inputs)), rng.normal(size=(num_inputs, num_outputs))
+    along = rng.normal(size=inputs.shape), rng.normal(size=kernel.shape)
+
+    def derivatives(product):
+        def loss(*args):
+            return jnp.sum(jnp.sin(product(*args)))
+
+        def curvature(*args):
+            return jax.jvp(jax.grad(loss, (0, 1)), args, along)[1]
+
+        return [product(inputs, kernel), jax.grad(loss, 1)(inputs, kernel), *curvature(inputs, kernel)]
+
+    for ours, theirs in zip(derivatives(layers._product), derivatives(jnp.matmul), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-11)
 
 
 def test_convolution_moves_with_its_input():
     signal = np.zeros((1, 30, 1), np.float32)
     signal[0, 10:14, 0] = [1, -2, 3, 1]
     kernel = jax.random.normal(KEY, (5, 1, 3))
-    moved = layers.convolve(np.roll(signal, 4, axis=1), kernel)
-    np.testing.assert_array_equal(moved, np.roll(layers.convolve(signal, kernel), 4, axis=1))
+    moved = lowerings.convolve(np.roll(signal, 4, axis=1), kernel)
+    np.testing.assert_array_equal(moved, np.roll(lowerings.convolve(signal, kernel), 4, axis=1))
 
 
 def test_max_pooling_takes_the_largest_of_each_block_and_cuts_rests():
@@ -285,16 +309,17 @@ def test_the_rate_of_dropout_is_swept(devices):
     assert metric(rows, (0.1, 0.0, 0), "batch/loss")[-1] < metric(rows, (0.1, 0.5, 0), "batch/loss")[-1]
 
 
-def test_convolutional_networks_agree_in_both_lowerings():
+def test_convolutional_networks_agree_in_every_lowering():
     inputs = jax.random.normal(KEY, (4, 64))
     made = []
-    for lowering in layers.LOWERINGS:
+    for lowering in lowerings.LOWERINGS:
         conv = [models.ConvLayer(6, 3, padding=1, pool=2), models.ConvLayer(8, 3, padding=1, pool=2)]
         model = models.cnn(
             input_shape=(8, 8, 1), conv_layers=conv, dense_widths=(12,), num_outputs=10, lowering=lowering
         )
         made.append(outputs(model, initial(model, inputs), inputs))
-    np.testing.assert_allclose(made[0], made[1], rtol=1e-5, atol=1e-5)
+    for other in made[1:]:
+        np.testing.assert_allclose(made[0], other, rtol=1e-5, atol=1e-5)
 
 
 def test_images_kept_as_bytes_are_cast_in_the_network():
@@ -332,7 +357,7 @@ def test_choices_that_do_not_exist_in_a_layer_are_named():
     with pytest.raises(ValueError, match="convention must be one of"):
         layers.dropout(jnp.ones(3), jnp.asarray(0.5), KEY, train=True, convention="invrted")
     with pytest.raises(ValueError, match="lowering must be one of"):
-        layers.convolve(jnp.ones((1, 5, 1)), jnp.ones((3, 1, 1)), lowering="fast")
+        lowerings.convolve(jnp.ones((1, 5, 1)), jnp.ones((3, 1, 1)), lowering="fast")
 
 
 def test_a_block_of_ones_own_may_sweep_what_it_reads(devices):
@@ -498,18 +523,31 @@ def test_a_large_batch_is_convolved_in_slices(monkeypatch, lowering):
 
     def both(function):
         whole = function()
-        monkeypatch.setattr(layers, "_PATCH_BYTES", 12 * 49 * 18 * 8 // 5)  # in 5 slices it would fit, 6 divide 12
-        assert layers._num_slices(inputs, kernel, 1, 1) == 6
+        monkeypatch.setattr(lowerings, "_PATCH_BYTES", 12 * 49 * 18 * 8 // 5)  # in 5 slices it would fit, 6 divide 12
+        assert lowerings._num_slices(12 * 49 * 18 * 8, 12) == 6
         sliced = function()
         monkeypatch.undo()
         return whole, sliced
 
-    ours, theirs = both(lambda: layers.convolve(inputs, kernel, padding=1, lowering=lowering))
+    ours, theirs = both(lambda: lowerings.convolve(inputs, kernel, padding=1, lowering=lowering))
     np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
     def squares(kernel):
-        return jnp.sum(layers.convolve(inputs, kernel, padding=1, lowering=lowering) ** 2)
+        return jnp.sum(lowerings.convolve(inputs, kernel, padding=1, lowering=lowering) ** 2)
 
     ours, theirs = both(lambda: jax.grad(squares)(kernel))
     np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-11)
-    assert layers._num_slices(rng.normal(size=(997, 200, 200, 8)), kernel, 1, 1) == 1  # a prime number of images
+    assert lowerings._num_slices(2**28, 997) == 1  # a prime number of images
+
+
+def test_many_examples_are_evaluated_in_slices(monkeypatch):
+    inputs = jax.random.normal(KEY, (100, 40))
+    for normalization in ("batch", "layer"):
+        model = mnist1d_cnn(normalization=normalization)
+        variables = initial(model, inputs)
+        assert convolutional._slice_size(100) == 50
+        assert convolutional._slice_size(97) == 97
+        sliced = outputs(model, variables, inputs)
+        monkeypatch.setattr(convolutional, "_SLICES", ())
+        np.testing.assert_allclose(sliced, outputs(model, variables, inputs), rtol=1e-5, atol=1e-5)
+        monkeypatch.undo()

@@ -36,7 +36,7 @@ def dense_block(
 
     It runs inside a compact method: an experiment's own block may create Linen layers the same way.
     """
-    hidden = nn.Dense(width)(inputs)
+    hidden = layers.dense(width)(inputs)
     if placement == "before":
         hidden = layers.normalize(hidden, normalization, train)
     hidden = layers.activation_function(activation)(hidden)
@@ -62,11 +62,11 @@ def preactivation_block(
     Source: He et al., "Identity Mappings in Deep Residual Networks", 2016, https://arxiv.org/abs/1603.05027.
     """
     hidden = layers.normalize(inputs, normalization, train)
-    return nn.Dense(width)(layers.activation_function(activation)(hidden))
+    return layers.dense(width)(layers.activation_function(activation)(hidden))
 
 
 def _linear_block(inputs: jax.Array, width: int, hyper: Hyper, key: Key, train: bool) -> jax.Array:
-    return nn.Dense(width)(inputs)
+    return layers.dense(width)(inputs)
 
 
 class _Layer(nn.Module):
@@ -111,7 +111,7 @@ class _MLP(nn.Module):
                 unroll=num_hidden if _is_unrolled(num_hidden) else 1,
             )(self.block, self.width, self.residual, train, self.scaled, name=initializers.STACKED)
             hidden, _ = stack(hidden, jax.random.split(hidden_key, num_hidden), hyper)
-        return nn.Dense(self.num_outputs, name="output")(hidden)
+        return layers.dense(self.num_outputs, name="output")(hidden)
 
 
 def _is_unrolled(num_hidden: int) -> bool:

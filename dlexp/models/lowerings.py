@@ -1,0 +1,174 @@
+"""Convolutions, equal up to rounding, in the forms that are fast here or there."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+
+from dlexp.choices import choose
+
+LOWERINGS = ("batch_last", "patches", "rows", "shifted", "native")
+_PATCH_BYTES = 4 * 2**20  # of patches at once
+
+
+def convolve(
+    inputs: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0, lowering: str | None = None
+) -> jax.Array:
+    """Returns the cross-correlation over all spatial axes, zero padded.
+
+    Args:
+      inputs: `[batch, *space, in]`.
+      kernel: `[*window, in, out]`.
+      stride: step in every spatial axis.
+      padding: zeros added on both sides of every spatial axis.
+      lowering: `patches` (what each place of the window sees, side by side, and one matmul), `batch_last` (the same
+        with the axes of batch and channels exchanged, so that numbers are copied and multiplied in long rows; it has
+        no forward-mode derivative), `rows` (one matmul for each row of the window), `shifted` (one for each place) or
+        `native` (XLA's convolution), equal up to rounding; None leaves the choice to whoever compiles
+        (`choose_lowering`). Inside a loop on the CPU, or vmapped over kernels, the native form is many times slower;
+        one call a step on the CPU, it can be fast.
+
+    Returns:
+      `[batch, *space, out]`, each extent `(space + 2 padding - window) // stride + 1`.
+    """
+    lowering = lowering or choose_lowering(kernel.ndim - 2)
+    if lowering not in LOWERINGS:
+        raise ValueError(f"convolve: lowering must be one of {', '.join(LOWERINGS)}, got {lowering!r}")
+    if lowering == "native":
+        return _convolve_native(inputs, kernel, stride, padding)
+    if lowering == "batch_last":
+        return jnp.swapaxes(convolve_batch_last(jnp.swapaxes(inputs, 0, -1), kernel, stride, padding), 0, -1)
+
+    def some(inputs: jax.Array) -> jax.Array:
+        return _convolve_patches(inputs, kernel, stride, padding, lowering)
+
+    window = kernel.shape[:-2]
+    extents = _extents(inputs.shape[1:-1], window, stride, padding)
+    num_slices = _num_slices(_patch_bytes(inputs, window, extents), len(inputs))
+    if num_slices == 1:
+        return some(inputs)
+    outputs = jax.lax.map(jax.checkpoint(some), inputs.reshape(num_slices, -1, *inputs.shape[1:]))
+    return outputs.reshape(len(inputs), *outputs.shape[2:])
+
+
+def choose_lowering(num_space: int) -> str:
+    """Returns the lowering that whoever compiles has chosen (`convolution`), the one that is mostly fastest if nobody.
+
+    Args:
+      num_space: axes of the window; where it is one, it has no rows.
+    """
+    options = [lowering for lowering in LOWERINGS if num_space > 1 or lowering != "rows"]
+    if jax.default_backend() != "cpu":
+        options.sort(key="batch_last".__eq__)
+    return choose("convolution", tuple(options))
+
+
+def convolve_batch_last(inputs: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -> jax.Array:
+    """Returns what `convolve` does, of `[in, *space, batch]` to `[out, *space, batch]`.
+
+    Where all patches are too many for a CPU's caches, it goes row by row, and computes them again for the derivative.
+    Measured against `patches`: networks train 1.3 (images of 8 x 8), 1.15 (28 x 28) and 1.8 times (signals) as fast.
+    """
+    window = kernel.shape[:-2]
+    extents = _extents(inputs.shape[1:-1], window, stride, padding)
+    padded = _padded(inputs, len(window), padding)
+    if _fits_caches(_patch_bytes(inputs, window, extents)):
+        columns = jnp.concatenate(_slices(padded, window, stride))
+        outputs = _from_columns(columns.reshape(len(columns), -1), kernel.reshape(len(columns), -1))
+        return outputs.reshape(-1, *columns.shape[1:])
+    # What the rows of a window see lies one above the other already.
+    beside = jnp.concatenate(_slices(padded, window[1:], stride, first_axis=2))
+    by_place = jnp.moveaxis(kernel, 0, -2).reshape(-1, kernel.shape[-1])
+
+    def row(place: jax.Array) -> jax.Array:
+        seen = jax.lax.dynamic_slice_in_dim(beside, place * stride, window[0], axis=1)
+        return _from_columns(seen.reshape(len(by_place), -1), by_place)
+
+    rows = jax.lax.map(jax.checkpoint(row), jnp.arange(extents[0]))
+    return jnp.moveaxis(rows, 0, 1).reshape(-1, *extents, inputs.shape[-1])
+
+
+@jax.custom_vjp
+def _from_columns(columns: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`[place, column]`, `[place, out]` to `[out, column]`; derivatives are multiplied in the same order of axes."""
+    return kernel.T @ columns
+
+
+def _from_columns_forward(columns: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _from_columns(columns, kernel), (columns, kernel)
+
+
+def _from_columns_backward(kept: tuple[jax.Array, jax.Array], grads: jax.Array) -> tuple[jax.Array, jax.Array]:
+    columns, kernel = kept
+    # `grads @ columns.T` would have XLA transpose the columns first, at twice the time of the product.
+    return kernel @ grads, jax.lax.dot_general(grads, columns, (((1,), (1,)), ((), ()))).T
+
+
+_from_columns.defvjp(_from_columns_forward, _from_columns_backward)
+
+
+def _extents(sizes: tuple[int, ...], window: tuple[int, ...], stride: int, padding: int = 0) -> list[int]:
+    """Of the output in space."""
+    return [(size + 2 * padding - width) // stride + 1 for size, width in zip(sizes, window, strict=True)]
+
+
+def _patch_bytes(inputs: jax.Array, window: tuple[int, ...], extents: list[int]) -> int:
+    """Of what every place of the window sees everywhere."""
+    in_space = math.prod(inputs.shape[1:-1])
+    return inputs.size // in_space * math.prod(extents) * math.prod(window) * inputs.dtype.itemsize
+
+
+def _fits_caches(num_bytes: int) -> bool:
+    return jax.default_backend() != "cpu" or num_bytes <= _PATCH_BYTES
+
+
+def _num_slices(num_bytes: int, size: int) -> int:
+    """In how many equal slices of an axis the patches fit into a CPU's caches; 1 where there is no such divisor.
+
+    Measured: 1,000 images of 8 x 8 are evaluated in a third of the time, 64 of 28 x 28 trained 1.4 times as fast.
+    """
+    if _fits_caches(num_bytes):
+        return 1
+    least = -(-num_bytes // _PATCH_BYTES)
+    return next((n for n in range(least, min(4 * least, size) + 1) if size % n == 0), 1)
+
+
+def _convolve_patches(inputs: jax.Array, kernel: jax.Array, stride: int, padding: int, lowering: str) -> jax.Array:
+    window = kernel.shape[:-2]
+    num_shifted = {"patches": 0, "rows": 1, "shifted": len(window)}[lowering]
+    slices = _slices(_padded(inputs, len(window), padding), window, stride)
+    # One matmul for each place in the first `num_shifted` axes of the window; the other axes lie side by side.
+    num_pieces = math.prod(window[:num_shifted])
+    size = len(slices) // num_pieces
+    pieces = [jnp.concatenate(slices[start : start + size], axis=-1) for start in range(0, len(slices), size)]
+    kernels = kernel.reshape(num_pieces, -1, kernel.shape[-1])
+    return sum((piece @ part for piece, part in zip(pieces[1:], kernels[1:], strict=True)), pieces[0] @ kernels[0])
+
+
+def _padded(inputs: jax.Array, num_space: int, padding: int) -> jax.Array:
+    return jnp.pad(inputs, [(0, 0), *[(padding, padding)] * num_space, (0, 0)])
+
+
+def _slices(padded: jax.Array, window: tuple[int, ...], stride: int, first_axis: int = 1) -> list[jax.Array]:
+    """What each place of the window sees, in the order of a kernel's entries; the axes stay as they are."""
+    extents = _extents(padded.shape[first_axis:-1], window, stride)
+    before = (slice(None),) * first_axis
+    return [
+        padded[(*before, *(slice(o, o + (e - 1) * stride + 1, stride) for o, e in zip(offset, extents, strict=True)))]
+        for offset in product(*map(range, window))
+    ]
+
+
+def _convolve_native(inputs: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    num_space = kernel.ndim - 2
+    space = "HW"[:num_space]
+    return jax.lax.conv_general_dilated(
+        inputs,
+        kernel,
+        window_strides=(stride,) * num_space,
+        padding=((padding, padding),) * num_space,
+        dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
+    )
