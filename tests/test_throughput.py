@@ -55,8 +55,11 @@ def test_a_slow_way_is_timed_by_fewer_steps():
 
 def test_layouts_are_timed_beside_the_chosen_one():
     ready = throughput.ready("tiny")
-    assert throughput._explicit(Layout(2), "cnn_8x8") == Layout(2, False, (("convolution", "patches"),))
-    timed = [throughput._explicit(ready.chosen, "tiny"), *throughput.layouts("tiny")]
+    (group,) = throughput.workload("cnn_8x8").plan(0, 2, 100).groups
+    explicit = throughput._explicit(group.with_layout(Layout(2)))
+    assert explicit == Layout(2, False, (("convolution", "batch_last"),))
+    assert explicit in list(throughput.layouts("cnn_8x8"))
+    timed = [ready.chosen, *throughput.layouts("tiny")]
     rates = ready.bench.rates(timed[:2])
     assert all(rate > 0 for rate in rates.values())
     assert list(rates) == timed[:2]

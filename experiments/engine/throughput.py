@@ -26,15 +26,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dlexp import cli, plots
+from dlexp import choices, cli, plots
 from dlexp.claims import Claim, each, judge
 from dlexp.data import Dataset, Split, bundled, idx, mnist1d
 from dlexp.models import ConvLayer
 from dlexp.results import NotMeasuredError, Results, Table
 from dlexp.sweep import grid, tuning
 from dlexp.sweep.pace import Layout
+from dlexp.sweep.plan import Group
 from dlexp.types import Config, Experiment, Figures, Measurement, Sweep
 from experiments.engine import _peers
 from experiments.engine._peers import PEERS, Rate, Workload
@@ -52,6 +54,7 @@ PERCEPTRONS, IMAGES = ("mlp_small", "mlp_large"), ("cnn_8x8", "cnn_28x28")
 ENGINE, BARE, PROCESSES = "this engine", "bare loop", "PyTorch eager, a process a core"
 SECONDS = 0.4  # of one timing; way too slow ones make a step and an evaluation
 ENGINE_SECONDS = 3.0  # of the engine and the loop it wraps
+CONVOLUTION_WIDTHS = {"batch_last": (1, 2, 4), "native": (1,)}  # on a CPU, else 1 and 2
 WIDTHS = {"cpu": (1, 2, 4, 8, 16), "gpu": (1, 8, 64, 512, 4096), "tpu": (1, 8, 64, 512, 4096)}
 
 
@@ -90,8 +93,8 @@ class Ready(NamedTuple):
     Attributes:
       rates: who -> how fast.
       bench: times layouts.
-      chosen: the plan's layout.
-      flops: of a step of one run, its share of evaluations counted.
+      chosen: the plan's layout, every choice said.
+      flops: of a step of one run, its share of evaluations counted, nothing computed twice.
       seconds: who -> spent on getting ready.
     """
 
@@ -120,7 +123,9 @@ def ready(name: str) -> Ready:
         rates[who](0.05)
         seconds[who] = time.perf_counter() - began
     bench = tuning.Bench(plan, plan.groups[0], devices)
-    return Ready(rates, bench, group.layout, group.flops / plan.sweep.num_steps, seconds)
+    with choices.made({"convolution": "patches"}):
+        (counted,) = work.plan(0, 2, EVERY).groups
+    return Ready(rates, bench, _explicit(group), counted.flops / EVERY, seconds)
 
 
 def _takes_part(who: str, name: str) -> bool:
@@ -134,12 +139,14 @@ def layouts(name: str) -> Iterator[Layout]:
     platform = jax.local_devices()[0].platform
     (group,) = workload(name).plan(0, 2, EVERY).groups
     names = sorted(group.open)
-    ways = [tuple(zip(names, way, strict=True)) for way in product(*(group.open[name] for name in names))]
-    for way in ways:
-        for width in (1, 2) if group.open and platform == "cpu" else WIDTHS[platform]:
-            is_native = ("convolution", "native") in way
-            if not (is_native and platform == "cpu" and width > 1):
-                yield from (Layout(width, stepwise, way) for stepwise in ((False, True) if is_native else (False,)))
+    for options in product(*(group.open[name] for name in names)):
+        way = tuple(zip(names, options, strict=True))
+        lowering = dict(way).get("convolution")
+        widths = WIDTHS[platform] if lowering is None or platform != "cpu" else CONVOLUTION_WIDTHS.get(lowering, (1, 2))
+        for width in widths:
+            yield from (
+                Layout(width, stepwise, way) for stepwise in ([False, True] if lowering == "native" else [False])
+            )
 
 
 def rounds(config: Config, num_steps: int) -> Measurement:
@@ -153,10 +160,9 @@ def rounds(config: Config, num_steps: int) -> Measurement:
         measured: dict[str, Any] = {}
         for one in who[start:] + who[:start]:
             measured[f"rate/{one}"] = each.rates[one](ENGINE_SECONDS if one in (ENGINE, BARE) else SECONDS)
-        timed = each.bench.rates(list(dict.fromkeys([_explicit(each.chosen, name), *layouts(name)])))
-        for layout, rate in timed.items():
+        for layout, rate in each.bench.rates(list(dict.fromkeys([each.chosen, *layouts(name)]))).items():
             measured[f"layout/{layout}"] = rate
-            measured[f"chosen/{layout}"] = float(layout == _explicit(each.chosen, name))
+            measured[f"chosen/{layout}"] = float(layout == each.chosen)
         measured["work/flops"] = each.flops
         measured["machine/matmul"], measured["machine/memory"] = matmul_rate(), memory_rate()
         measured["machine/devices"] = len(jax.local_devices())
@@ -165,11 +171,10 @@ def rounds(config: Config, num_steps: int) -> Measurement:
     return Measurement(measure)
 
 
-def _explicit(layout: Layout, name: str) -> Layout:
-    """The same layout with every choice said: what nobody chose is the first option."""
-    (group,) = workload(name).plan(0, 2, EVERY).groups
-    chosen = {option: options[0] for option, options in sorted(group.open.items())} | dict(layout.choices)
-    return layout._replace(choices=tuple(chosen.items()))
+def _explicit(group: Group) -> Layout:
+    """The group's layout with every choice said: what nobody chose is the first option."""
+    chosen = {name: options[0] for name, options in sorted(group.open.items())} | dict(group.layout.choices)
+    return group.layout._replace(choices=tuple(chosen.items()))
 
 
 def matmul_rate(size: int | None = None) -> float:
@@ -296,27 +301,48 @@ def _choice(table: Table) -> np.ndarray:
     return rates[chosen] / rates[best]
 
 
-def _rates(results: Results) -> Figure:
+def _panels(results: Results) -> tuple[Figure, Iterator[tuple[Axes, str]]]:
+    """A figure with a panel for each workload."""
     names = [name for name in TITLES if name in results] or list(results)
     num_columns = min(len(names), 2)
     figure, panels = plots.subplots(-(-len(names) // num_columns), num_columns, width=6.6, height=3.4)
-    everyone = (ENGINE, BARE, *PEERS)
     for axes, name in zip(np.ravel(panels), names, strict=False):
+        axes.set(title=TITLES.get(name, name), xlabel="steps of runs a second")
+    plots.note(figure, _machine_text(results))
+    return figure, zip(np.ravel(panels), names, strict=False)
+
+
+def _bar(axes: Axes, place: int, rates: np.ndarray, is_ours: bool) -> None:
+    axes.barh(-place, np.median(rates), color=plots.COLORS[0 if is_ours else 1], alpha=0.85)
+    axes.plot(rates, [-place] * len(rates), ".", color="black", markersize=3)
+
+
+def _rates(results: Results) -> Figure:
+    figure, panels = _panels(results)
+    for axes, name in panels:
         table = results[name]
-        who = [one for one in everyone if f"rate/{one}" in table.frame]
+        who = [one for one in (ENGINE, BARE, *PEERS) if f"rate/{one}" in table.frame]
         for place, one in enumerate(who):
-            rate = _of(table, one)
-            axes.barh(-place, np.median(rate), color=plots.COLORS[0 if one == ENGINE else 1], alpha=0.85)
-            axes.plot(rate, [-place] * len(rate), ".", color="black", markersize=3)
+            _bar(axes, place, _of(table, one), one == ENGINE)
             share = 100 * np.median(_share(table, one))
             text = f"{share:.0f}% of matmul" if share >= 1 else f"{share:.1f}% of matmul"
             text += "" if one == ENGINE else f"; engine {np.median(_ratio(table, one)):.3g} x"
-            axes.text(1.3 * max(rate), -place, text, va="center", fontsize=9)
+            axes.text(1.3 * max(_of(table, one)), -place, text, va="center", fontsize=9)
         axes.set_yticks(-np.arange(len(who)), who)
         low, high = (choose(np.median(_of(table, one)) for one in who) for choose in (min, max))
-        axes.set(xscale="log", xlim=(low / 2, high * (high / low) ** 0.6 * 25), title=TITLES.get(name, name))
-        axes.set_xlabel("steps of runs a second")
-    plots.note(figure, _machine_text(results))
+        axes.set(xscale="log", xlim=(low / 2, high * (high / low) ** 0.6 * 25))
+    return figure
+
+
+def _layouts(results: Results) -> Figure:
+    figure, panels = _panels(results)
+    for axes, name in panels:
+        rates, chosen = _layout_rates(results[name])
+        order = sorted(rates, key=lambda layout: -float(np.median(rates[layout])))
+        for place, layout in enumerate(order):
+            _bar(axes, place, rates[layout], layout == chosen)
+        labels = [f"{layout} (chosen)" if layout == chosen else layout for layout in order]
+        axes.set_yticks(-np.arange(len(order)), labels, fontsize=8)
     return figure
 
 
@@ -331,24 +357,6 @@ def _machine_text(results: Results) -> str:
         f"bars: median of {num_rounds} rounds in turn; points: rounds. Here a product of large matrices makes "
         f"{matmul:.0f} GFLOP/s, memory {memory:.0f} GB/s"
     )
-
-
-def _layouts(results: Results) -> Figure:
-    names = [name for name in TITLES if name in results] or list(results)
-    num_columns = min(len(names), 2)
-    figure, panels = plots.subplots(-(-len(names) // num_columns), num_columns, width=6.6, height=3.4)
-    for axes, name in zip(np.ravel(panels), names, strict=False):
-        rates, chosen = _layout_rates(results[name])
-        order = sorted(rates, key=lambda layout: -float(np.median(rates[layout])))
-        for place, layout in enumerate(order):
-            color = plots.COLORS[0 if layout == chosen else 1]
-            axes.barh(-place, np.median(rates[layout]), color=color, alpha=0.85)
-            axes.plot(rates[layout], [-place] * len(rates[layout]), ".", color="black", markersize=3)
-        labels = [f"{layout} (chosen)" if layout == chosen else layout for layout in order]
-        axes.set_yticks(-np.arange(len(order)), labels, fontsize=8)
-        axes.set(title=TITLES.get(name, name), xlabel="steps of runs a second")
-    plots.note(figure, _machine_text(results))
-    return figure
 
 
 EXPERIMENT = Experiment(
