@@ -29,7 +29,6 @@ def plan_tables(plans: Mapping[str, Plan]) -> Iterable[Grid | str]:
         for heading in headings:
             rows.add_column(heading, justify="left" if heading == "group" else "right", overflow="fold")
         for group in plan.groups:
-            config = ", ".join(f"{key}={value}" for key, value in group.family.config.items()) or "(all)"
             flops = _amount(group.flops * group.num_runs, "flops")
             cells = (
                 group.num_runs,
@@ -39,12 +38,11 @@ def plan_tables(plans: Mapping[str, Plan]) -> Iterable[Grid | str]:
             )
             seconds = plan.seconds(group)
             expected = "?" if seconds is None else f"{seconds:.1f}"
-            rows.add_row(config, *map(str, cells), _amount(group.state_bytes, "bytes"), flops, expected)
+            rows.add_row(str(group.family), *map(str, cells), _amount(group.state_bytes, "bytes"), flops, expected)
         yield rows
         for group in plan.groups:
             if group.measured and group.measured.is_chosen:
-                config = ", ".join(f"{key}={value}" for key, value in group.family.config.items()) or "(all)"
-                yield f"{config}: {group.layout}; the fastest of {len(group.measured.rates)} layouts timed here"
+                yield f"{group.family}: {group.layout}; the fastest of {len(group.measured.rates)} layouts timed here"
     yield _totals(list(plans.values()))
 
 

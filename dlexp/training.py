@@ -194,11 +194,11 @@ class _Sweep:
     def _handle(self, event: engine.Event, display: Display, provenance: Mapping[str, Any]) -> None:
         match event:
             case Compiling(group):
-                display.compiling(_config_text(self._plan.groups[group].family.config))
+                display.compiling(str(self._plan.groups[group].family))
             case Narrowed(group, width):
                 display.started_over()
-                config = _config_text(self._plan.groups[group].family.config)
-                say(self._console, f"{config}: out of memory; going on with {width} runs at once on each device")
+                family = self._plan.groups[group].family
+                say(self._console, f"{family}: out of memory; going on with {width} runs at once on each device")
             case Advanced():
                 display.advanced(event.run_steps, event.num_nonfinite)
                 self._keep_state(event)
@@ -269,7 +269,3 @@ def _about(each: Plan, chunk: Finished, provenance: Mapping[str, Any]) -> dict[s
         "metrics": list(chunk.metrics),
         "provenance": {**provenance, "width": chunk.layout.width, "layout": str(chunk.layout)},
     }
-
-
-def _config_text(config: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in config.items()) or "the programs"

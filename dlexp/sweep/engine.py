@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dlexp.sweep import machine, programs
 from dlexp.sweep import plan as planning
@@ -139,7 +139,7 @@ def train(
     if any(group.measure for group in plan.groups):
         yield from _measured(plan, done)
         return
-    mesh = jax.make_mesh((len(devices),), ("run",), axis_types=(AxisType.Auto,), devices=devices)
+    mesh = machine.mesh(devices)
     pool = ThreadPoolExecutor(machine.num_cores())
     place_data = _cached_placement(NamedSharding(mesh, PartitionSpec()))
     compile_once = programs.compile_once_in(pool, machine.compiler_options(devices))
@@ -290,7 +290,7 @@ def _train_chunk(chunk: _Chunk, placed: _Placed, clock: _Clock, resume: Resume) 
         recorder.note_nonfinite(carry.nonfinite_at)
         clock.noted(stop - start, len(evaluations), time.perf_counter() - called)
         take = _snapshotter(stop, carry, recorder)
-        expected = clock.pace().seconds(chunk.num_steps, chunk.num_evals)
+        expected = clock.pace().seconds(chunk.num_steps, chunk.num_evals + 1)
         yield Advanced(name, (stop - start) * len(runs), _num_lost(recorder), expected, take)
         start = stop
     seconds, metrics = time.perf_counter() - began, recorder.curves(carry.means)

@@ -42,6 +42,9 @@ class Family(NamedTuple):
     config: Mapping[str, Any]
     hyper_names: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.config.items()) or "all runs"
+
 
 class Grid(NamedTuple):
     """A union of blocks; a run that stands in several counts once."""

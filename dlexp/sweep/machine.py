@@ -24,6 +24,13 @@ def start_devices() -> list[jax.Device]:
     return jax.local_devices()
 
 
+def mesh(devices: list[jax.Device]) -> jax.sharding.Mesh:
+    """Returns the devices in a row, over which the axis `run` is spread."""
+    # Axes are explicit unless said otherwise, and then refuse plain indexing.
+    axis_types = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((len(devices),), ("run",), axis_types=axis_types, devices=devices)
+
+
 def set_precision(devices: list[jax.Device], precision: str) -> None:
     """Sets how matrices are multiplied from now on; accelerators would take less than float32 if nobody asked."""
     # A CPU multiplies in float32 anyway.

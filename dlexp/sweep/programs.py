@@ -57,9 +57,12 @@ class Programs(NamedTuple):
 def of(group: Group, compiled: Sequence[Callable]) -> Programs:
     """Returns the programs from what was compiled of what `lower` returned."""
     made = Programs(*compiled)
-    if made.segment is None or not group.layout.stepwise:
-        return made
-    return made._replace(segment=_step_by_step(made.segment))
+    return made if made.segment is None else made._replace(segment=segment(group, made.segment))
+
+
+def segment(group: Group, compiled: Callable[..., Carry]) -> Callable[..., Carry]:
+    """Returns what trains a group from step to step, from its third program."""
+    return _step_by_step(compiled) if group.layout.stepwise else compiled
 
 
 def _step_by_step(step: Callable[..., Carry]) -> Callable[..., Carry]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dlexp.sweep import machine, pace, programs
 from dlexp.sweep.pace import Layout, Measured, Pace
@@ -111,7 +111,7 @@ def _tuned(plan: Plan, group: Group, num_missing: int, devices: list[jax.Device]
             spent, least = time.perf_counter() - began, seconds[group.layout]
             if least < WORTH_SECONDS:
                 return group
-            tell(f"{_name(group)}: about {least:.0f} s of training; timing other layouts of its programs")
+            tell(f"{group.family}: about {least:.0f} s of training; timing other layouts of its programs")
         try:
             layouts = search.send(seconds)
         except StopIteration:
@@ -124,7 +124,7 @@ def _tuned(plan: Plan, group: Group, num_missing: int, devices: list[jax.Device]
     best = min(seconds, key=lambda layout: seconds[layout])
     if seconds[group.layout] < GAIN * seconds[best]:
         best = group.layout
-    tell(f"{_name(group)}: {best}, about {seconds[best]:.0f} s")
+    tell(f"{group.family}: {best}, about {seconds[best]:.0f} s")
     measured = Measured(best, _expected_pace(plan, group, best, rates[str(best)]), is_chosen=True, rates=rates)
     pace.remember(group.program, measured)
     return group._replace(layout=best, measured=measured)
@@ -152,17 +152,13 @@ def _expected_pace(plan: Plan, group: Group, layout: Layout, rate: float) -> Pac
     return Pace(CHUNK_SECONDS, step, step * group.evaluation_flops / step_flops)
 
 
-def _name(group: Group) -> str:
-    return ", ".join(f"{name}={value}" for name, value in group.family.config.items()) or "all runs"
-
-
 class Bench:
     """Times the training of one group in many layouts, from one initial state."""
 
     def __init__(self, plan: Plan, group: Group, devices: list[jax.Device]) -> None:
         """Compiles the initialization of the group's own layout; its weights are everyone's."""
         self._plan, self._group, self._devices = plan, group, devices
-        self._mesh = jax.make_mesh((len(devices),), ("run",), axis_types=(AxisType.Auto,), devices=devices)
+        self._mesh = machine.mesh(devices)
         self._over_runs = NamedSharding(self._mesh, PartitionSpec("run"))
         self._options = machine.compiler_options(devices)
         self._data = jax.device_put(group.learner.data, NamedSharding(self._mesh, PartitionSpec()))
@@ -203,8 +199,7 @@ class Bench:
         return expected < MEMORY_SHARE * machine.device_memory(self._devices)
 
     def _rate(self, group: Group, program: Callable) -> float:
-        segment = programs.of(group, [program, program, program]).segment
-        assert segment is not None
+        segment = programs.segment(group, program)
         rows = group.width * self._mesh.size
         places = np.arange(rows) % len(self._leaves[0])
         carry = programs.to_devices([leaf[places] for leaf in self._leaves], self._carry)

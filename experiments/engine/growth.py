@@ -136,12 +136,13 @@ def compiling(config: Config, num_steps: int) -> Measurement:
         devices = machine.start_devices()
         rates = grid(hyper={"learning_rate": (0.001,)}, seeds=1)
         plan = planning.make(Identity("deep", 1, "main", 100), Sweep(rates, lambda *_: deep, 100), devices)
-        mesh = jax.make_mesh((len(devices),), ("run",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
         jax_config: Any = jax.config
         before = jax_config.jax_enable_compilation_cache
         jax_config.update("jax_enable_compilation_cache", False)
         began = time.perf_counter()
-        programs.lower(plan.groups[0], mesh)[2].compile(compiler_options=machine.compiler_options(devices))
+        programs.lower(plan.groups[0], machine.mesh(devices))[2].compile(
+            compiler_options=machine.compiler_options(devices)
+        )
         seconds = time.perf_counter() - began
         jax_config.update("jax_enable_compilation_cache", before)
         return {"compile/seconds": seconds}
