@@ -33,7 +33,8 @@ LOOP_HURTS = 2.0  # as many times as long as the fastest: then a call a step may
 NEAR = 1.15  # as many times as long as the fastest: timed again
 GAIN = 1.03  # as many times as fast as the default layout: less is noise
 CHUNK_SECONDS = 0.004  # that a chunk takes on the host, to be begun and saved, until it was measured
-TIMED_SECONDS = 0.15  # of one timing; each layout is timed twice
+TIMED_SECONDS = 0.15  # of one timing
+TIMED_AGAIN_SECONDS = 0.5  # of those that nearly won, where what a call costs beside its steps is small
 
 Rounds = Generator[list[Layout], dict[Layout, float], None]
 
@@ -119,8 +120,8 @@ def _tuned(plan: Plan, group: Group, num_missing: int, devices: list[jax.Device]
         if len(layouts) * spent > SHARE * min(seconds.values()) * machine.num_cores():
             break
     for layout, rate in _timed_again(bench, seconds).items():
-        rates[str(layout)] = max(rate, rates[str(layout)])
-        seconds[layout] = _training_seconds(plan, group, num_missing, layout, rates[str(layout)])
+        rates[str(layout)] = rate
+        seconds[layout] = _training_seconds(plan, group, num_missing, layout, rate)
     best = min(seconds, key=lambda layout: seconds[layout])
     if seconds[group.layout] < GAIN * seconds[best]:
         best = group.layout
@@ -134,8 +135,8 @@ def _timed_again(bench: Bench, seconds: Mapping[Layout, float]) -> dict[Layout, 
     """The rates of those that nearly won, and of the default, timed in turn: other work here slows all alike."""
     least = min(seconds.values())
     near = [layout for place, layout in enumerate(seconds) if place == 0 or seconds[layout] < NEAR * least]
-    timed = [bench.rates(near) for _ in range(3)] if len(near) > 1 else [{}]
-    return {layout: max(one.get(layout, 0.0) for one in timed) for layout in timed[0]}
+    timed = [bench.rates(near, TIMED_AGAIN_SECONDS) for _ in range(3)]
+    return {layout: float(np.median([one.get(layout, 0.0) for one in timed])) for layout in timed[0]}
 
 
 def _training_seconds(plan: Plan, group: Group, num_runs: int, layout: Layout, rate: float) -> float:
@@ -168,14 +169,17 @@ class Bench:
         self._bytes: dict[int, float] = {}
         self._compiled: dict[Layout, Callable] = {}
 
-    def rates(self, layouts: Sequence[Layout]) -> dict[Layout, float]:
-        """Returns steps of runs a second on all devices; a layout that does not fit into memory is left out."""
+    def rates(self, layouts: Sequence[Layout], seconds: float = TIMED_SECONDS) -> dict[Layout, float]:
+        """Returns steps of runs a second on all devices; a layout that does not fit into memory is left out.
+
+        Each is timed about so many seconds.
+        """
         self._compile([layout for layout in layouts if layout not in self._compiled and self._fits(layout)])
         found = {}
         for layout in layouts:
             if layout in self._compiled:
                 with contextlib.suppress(jax.errors.JaxRuntimeError, MemoryError):  # then it is not the fastest
-                    found[layout] = self._rate(self._group.with_layout(layout), self._compiled[layout])
+                    found[layout] = self._rate(self._group.with_layout(layout), self._compiled[layout], seconds)
         return found
 
     def _compile(self, layouts: Sequence[Layout]) -> None:
@@ -198,24 +202,21 @@ class Bench:
         expected = high + slope * (layout.width - widths[-1])
         return expected < MEMORY_SHARE * machine.device_memory(self._devices)
 
-    def _rate(self, group: Group, program: Callable) -> float:
+    def _rate(self, group: Group, program: Callable, seconds: float) -> float:
         segment = programs.segment(group, program)
         rows = group.width * self._mesh.size
         places = np.arange(rows) % len(self._leaves[0])
         carry = programs.to_devices([leaf[places] for leaf in self._leaves], self._carry)
         arguments = (*self._seeds_and_hyper(group), self._data)
-        at, num_steps, seconds = 0, 1, 0.0
-        times: list[float] = []
-        while len(times) < 2:
+        at, num_steps = 0, 1
+        while True:
             began = time.perf_counter()
             carry = segment(*arguments, carry, np.int32(0), np.int32(at), np.int32(at + num_steps))
             jax.block_until_ready(carry)
-            at, seconds = at + num_steps, time.perf_counter() - began
-            if at > 1 and seconds > TIMED_SECONDS / 2:  # the first step warms it up
-                times.append(seconds / num_steps)
-            else:
-                num_steps = max(1, min(10 * num_steps, int(num_steps * TIMED_SECONDS / seconds)))
-        return rows / min(times)
+            at, spent = at + num_steps, time.perf_counter() - began
+            if at > 1 and spent > seconds / 2:  # the first step warms it up
+                return rows * num_steps / spent
+            num_steps = max(1, min(10 * num_steps, int(num_steps * seconds / spent)))
 
     def _seeds_and_hyper(self, group: Group) -> Any:
         runs = [run for _, run in islice(self._plan.runs(group), group.width * self._mesh.size)]

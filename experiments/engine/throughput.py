@@ -160,7 +160,8 @@ def rounds(config: Config, num_steps: int) -> Measurement:
         measured: dict[str, Any] = {}
         for one in who[start:] + who[:start]:
             measured[f"rate/{one}"] = each.rates[one](ENGINE_SECONDS if one in (ENGINE, BARE) else SECONDS)
-        for layout, rate in each.bench.rates(list(dict.fromkeys([each.chosen, *layouts(name)]))).items():
+        candidates = list(dict.fromkeys([each.chosen, *layouts(name)]))
+        for layout, rate in each.bench.rates(candidates, SECONDS).items():
             measured[f"layout/{layout}"] = rate
             measured[f"chosen/{layout}"] = float(layout == each.chosen)
         measured["work/flops"] = each.flops
