@@ -63,6 +63,7 @@ def band(
     failed: float = np.nan,
     log: bool = False,
     marker: str = "",
+    linestyle: str = "-",
 ) -> None:
     """Draws the mean over runs as a line and its 95% interval as a band.
 
@@ -75,11 +76,12 @@ def band(
       failed: what a value that is not finite counts as.
       log: take mean and interval of the logarithms: for values drawn on a logarithmic axis.
       marker: of each position.
+      linestyle: of the line.
     """
     filled = np.where(np.isfinite(values), values, failed)
     intervals = [analysis.t_interval(np.log(column) if log else column) for column in filled.T]
     mean, low, high = (np.exp(each) if log else np.array(each) for each in zip(*intervals, strict=True))
-    axes.plot(x, mean, color=color, label=label, marker=marker, markersize=3.5)
+    axes.plot(x, mean, color=color, label=label, marker=marker, markersize=3.5, linestyle=linestyle)
     axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
 
 

@@ -94,5 +94,7 @@ class Display:
     def _say(self) -> None:
         self._spoken = time.monotonic()
         left = self._num_runs - self._before - self._advanced
-        wait = f", {left / self._rate():.0f} s left" if left >= 0.5 and self._rate() > 0 else ""
+        # Before that, compiling would be all that the rate is made of.
+        is_known = self._advanced >= 1 and left >= 0.5
+        wait = f", {left / self._rate():.0f} s left" if is_known else ""
         say(self._console, f"{self._sweep}: {self._text()}{wait}")

@@ -108,9 +108,11 @@ def agreement(own: Results, reference: Results) -> Iterable[str]:
     for name, table in own.items():
         if name not in reference:
             continue
-        shared = table.frame.merge(reference[name].frame, on="run_id", suffixes=("", " (reference)"))
-        metric = next((m for m in ("test/accuracy", "test/loss", *table.metrics) if m in table.frame), None)
-        if not len(shared) or metric is None or metric not in reference[name].frame:
+        there = reference[name].frame
+        shared = table.frame.merge(there, on="run_id", suffixes=("", " (reference)"))
+        metrics = ("test/accuracy", "test/loss", *table.metrics)
+        metric = next((m for m in metrics if m in table.frame and m in there), None)
+        if not len(shared) or metric is None:
             yield f"{name}: shares no run with the reference"
             continue
         difference = (shared[metric] - shared[f"{metric} (reference)"]).abs()

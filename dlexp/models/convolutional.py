@@ -79,7 +79,8 @@ def cnn(
       activation: name of a function in `jax.nn`.
       normalization: none, batch or layer.
       initializer: zeros, constant, normal, glorot, he, lecun or orthogonal.
-      lowering: how a convolution is computed (see `dlexp.models.lowerings.convolve`); None leaves it to the plan.
+      lowering: how a convolution is computed (see `dlexp.models.lowerings.convolve`); None leaves it to the plan. Name
+        one (`patches`) where forward-mode derivatives are taken (`jax.jvp`, `jax.hessian`): `batch_last` has none.
 
     Raises:
       ValueError: on a choice that is none of these, or more than two spatial axes.

@@ -173,15 +173,15 @@ def _accuracy_by_size(results: Results) -> Figure:
     for axes, (name, table) in zip(np.atleast_1d(panels), results.items(), strict=True):
         sizes = np.unique(table.frame["num_train"]).astype(int)
         for color, (kind, title) in zip(plots.COLORS, NETWORKS.items(), strict=False):
-            for shift, marker in ((0, "o"), (SHIFTS[name], "^")):
+            for shift, marker, linestyle in ((0, "o", "-"), (SHIFTS[name], "^", "--")):
                 values = np.array([_at(results, name, kind, size, shift) for size in sizes]).T
                 label = f"{title}, shifted by up to {shift}" if shift else title
-                plots.band(axes, sizes, values, label=label, color=color, marker=marker)
+                plots.band(axes, sizes, values, label=label, color=color, marker=marker, linestyle=linestyle)
         axes.set(xscale="log", xlabel="training images", ylabel="test accuracy", title=TITLES[name])
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
         axes.legend(loc="lower right", fontsize=9)
-    plots.note(figure, plots.counts(results.values(), failed_as="chance, one class of ten") + "; triangles: shifted")
+    plots.note(figure, plots.counts(results.values(), failed_as="chance, one class of ten") + "; dashed: shifted")
     return figure
 
 
