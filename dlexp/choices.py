@@ -1,7 +1,8 @@
 """Ways to compute the same numbers that a network leaves open, for whoever compiles it to choose from.
 
 A function under tracing asks `choose("convolution", (...))` and goes on with the answer: the first option where
-nobody chose. Options differ in speed and in rounding, in nothing else.
+nobody chose. Options differ in speed and in rounding, in nothing else. `check_choice` refuses a parameter that is none
+of its options.
 """
 
 from __future__ import annotations
@@ -54,3 +55,9 @@ def asked() -> Iterator[dict[str, tuple[str, ...]]]:
         yield names
     finally:
         _asked.reset(token)
+
+
+def check_choice(caller: str, parameter: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raises ValueError, in the caller's name, unless value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{caller}: {parameter} must be one of {', '.join(choices)}, got {value!r}")

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dlexp.choices import check_choice
 from dlexp.models import initializers, layers
 from dlexp.types import Hyper, Key, Learner, Metrics, Range
 
@@ -50,7 +51,7 @@ def propagation(
     Raises:
       ValueError: on a choice that is none of these.
     """
-    layers.check_choice("propagation", "normalization", normalization, ("none", "batch"))
+    check_choice("propagation", "normalization", normalization, ("none", "batch"))
     initializers.check(initializer, "propagation")
     activate = layers.activation_function(activation)
 

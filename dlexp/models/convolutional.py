@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dlexp.choices import check_choice
 from dlexp.models import layers, lowerings
 from dlexp.models.linen import from_linen
 from dlexp.types import Hyper, Key, Model, PyTree
@@ -88,9 +89,9 @@ def cnn(
     if len(input_shape) not in (2, 3):
         raise ValueError(f"cnn: input_shape must be (*space, channels), one or two in space, got {input_shape}")
     layers.activation_function(activation)
-    layers.check_choice("cnn", "normalization", normalization, layers.NORMALIZATIONS)
+    check_choice("cnn", "normalization", normalization, layers.NORMALIZATIONS)
     if lowering is not None:
-        layers.check_choice("cnn", "lowering", lowering, lowerings.LOWERINGS)
+        check_choice("cnn", "lowering", lowering, lowerings.LOWERINGS)
     module = _CNN(
         tuple(input_shape),
         tuple(ConvLayer(*layer) for layer in conv_layers),

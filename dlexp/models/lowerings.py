@@ -8,7 +8,7 @@ from itertools import product
 import jax
 import jax.numpy as jnp
 
-from dlexp.choices import choose
+from dlexp.choices import check_choice, choose
 
 LOWERINGS = ("batch_last", "patches", "rows", "shifted", "native")
 _PATCH_BYTES = 4 * 2**20  # of patches at once
@@ -35,8 +35,7 @@ def convolve(
       `[batch, *space, out]`, each extent `(space + 2 padding - window) // stride + 1`.
     """
     lowering = lowering or choose_lowering(kernel.ndim - 2)
-    if lowering not in LOWERINGS:
-        raise ValueError(f"convolve: lowering must be one of {', '.join(LOWERINGS)}, got {lowering!r}")
+    check_choice("convolve", "lowering", lowering, LOWERINGS)
     if lowering == "native":
         return _convolve_native(inputs, kernel, stride, padding)
     if lowering == "batch_last":

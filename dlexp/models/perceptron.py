@@ -8,7 +8,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 
-from dlexp.choices import choose
+from dlexp.choices import check_choice, choose
 from dlexp.models import initializers, layers
 from dlexp.models.linen import from_linen
 from dlexp.types import Hyper, Key, Model, Range
@@ -167,9 +167,9 @@ def mlp(
         if not isinstance(value, int) or not 1 <= value <= highest:
             raise ValueError(f"mlp: {name} must be an integer in [1, {highest}], got {value!r}")
     layers.activation_function(activation)
-    layers.check_choice("mlp", "normalization", normalization, layers.NORMALIZATIONS)
-    layers.check_choice("mlp", "placement", placement, ("before", "after"))
-    layers.check_choice("mlp", "dropout", dropout, layers.DROPOUTS)
+    check_choice("mlp", "normalization", normalization, layers.NORMALIZATIONS)
+    check_choice("mlp", "placement", placement, ("before", "after"))
+    check_choice("mlp", "dropout", dropout, layers.DROPOUTS)
     if scaled_branches and not residual:
         raise ValueError("mlp: scaled_branches needs residual=True")
     if preactivation and (block or dropout != "none" or placement != "before"):
