@@ -11,8 +11,8 @@ import pytest
 
 from dlexp import learner, losses, models, optim
 from dlexp.data import bundled, mnist1d
-from dlexp.models import convolutional, initializers, layers, lowerings, perceptron
-from dlexp.sweep import grid
+from dlexp.models import convolutional, initializers, layers, lowerings, perceptron, winograd
+from dlexp.sweep import cost, grid
 from dlexp.sweep.grids import Run
 from dlexp.sweep.plan import full_hyper
 from dlexp.types import Model, Range
@@ -57,8 +57,8 @@ def test_the_networks_of_mnist1d_have_their_published_sizes(model, expected):
 @pytest.mark.parametrize("own", [*(name for name in lowerings.LOWERINGS if name != "native"), "batch_last, by rows"])
 def test_every_lowering_of_a_convolution_equals_the_librarys(monkeypatch, own, num_space, stride, padding):
     rng = np.random.default_rng(0)
-    inputs = rng.normal(size=(3, *(11, 9)[:num_space], 4))
-    kernel = rng.normal(size=(*(3, 2)[:num_space], 4, 5))
+    inputs = rng.normal(size=(3, *(11, 9)[:num_space], 6))
+    kernel = rng.normal(size=(*(3, 2)[:num_space], 6, 5))
     options = {"stride": stride, "padding": padding}
     if own == "batch_last, by rows":
         monkeypatch.setattr(lowerings, "_PATCH_BYTES", 1)
@@ -106,9 +106,56 @@ def test_convolution_moves_with_its_input():
     np.testing.assert_array_equal(moved, np.roll(lowerings.convolve(signal, kernel), 4, axis=1))
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("num_rows", [2, 5, 6])
+def test_windows_of_three_rows_are_multiplied_in_two_thirds(num_rows):
+    rng = np.random.default_rng(0)
+    inputs, kernel = rng.normal(size=(4, num_rows, 5, 6)), rng.normal(size=(3, 3, 6, 5))
+
+    def squares(inputs, kernel, lowering):
+        return jnp.sum(lowerings.convolve(inputs, kernel, padding=1, lowering=lowering) ** 2)
+
+    gradient = jax.grad(squares, (0, 1))
+    for one, other in zip(gradient(inputs, kernel, "winograd"), gradient(inputs, kernel, "native"), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-11)
+
+    def flops(lowering):
+        return cost.of(cost.traced(lambda *args: gradient(*args, lowering), inputs, kernel)).flops
+
+    if num_rows == 6:
+        assert flops("winograd") < 0.8 * flops("batch_last")  # sums of rows are counted too
+
+
+@pytest.mark.parametrize(
+    ("kernel_shape", "stride", "expected"),
+    [
+        ((3, 3, 16, 32), 1, True),
+        ((3, 3, 16, 32), 2, False),
+        ((3, 3, 1, 16), 1, False),
+        ((5, 5, 16, 32), 1, False),
+        ((3, 16, 32), 1, False),
+    ],
+)
+def test_other_windows_than_of_three_rows_are_convolved_as_patches(kernel_shape, stride, expected):
+    assert winograd.suits(kernel_shape, stride) is expected
+
+
 def test_max_pooling_takes_the_largest_of_each_block_and_cuts_rests():
     image = np.arange(25, dtype=np.float32).reshape(1, 5, 5, 1)
     np.testing.assert_array_equal(layers.max_pool(image, 2)[0, :, :, 0], [[6, 8], [16, 18]])
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_derivative_of_max_pooling_is_jaxs_own_with_ties():
+    image = np.random.default_rng(0).integers(0, 3, (2, 6, 4, 3)).astype(float)
+
+    def plain(image):
+        return image.reshape(2, 3, 2, 2, 2, 3).max((2, 4))
+
+    ours, theirs = (jax.jacrev(function)(image) for function in (lambda image: layers.max_pool(image, 2), plain))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-15)
+    assert ours.min() == 0 < ours[ours > 0].min() <= 0.5  # some were shared
+    np.testing.assert_allclose(jax.jacfwd(lambda image: layers.max_pool(image, 2))(image), theirs, rtol=1e-15)
 
 
 def test_every_initializer_has_its_variance():

@@ -57,7 +57,7 @@ def test_layouts_are_timed_beside_the_chosen_one():
     ready = throughput.ready("tiny")
     (group,) = throughput.workload("cnn_8x8").plan(0, 2, 100).groups
     explicit = throughput._explicit(group.with_layout(Layout(2)))
-    assert explicit == Layout(2, False, (("convolution", "batch_last"),))
+    assert explicit == Layout(2, False, (("convolution", "winograd"),))
     assert explicit in list(throughput.layouts("cnn_8x8"))
     timed = [ready.chosen, *throughput.layouts("tiny")]
     rates = ready.bench.rates(timed[:2])

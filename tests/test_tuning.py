@@ -57,7 +57,7 @@ def losses_of(plan, devices):
     [
         ("shallow", {}),
         ("deep", {"layers": ("scanned", "unrolled")}),
-        ("cnn", {"convolution": ("batch_last", "patches", "rows", "shifted", "native")}),
+        ("cnn", {"convolution": ("winograd", "batch_last", "patches", "rows", "shifted", "native")}),
     ],
 )
 def test_a_group_says_what_its_networks_leave_open(devices, kind, open_choices):

@@ -41,7 +41,7 @@ class _CNN(nn.Module):
         activate = layers.activation_function(self.activation)
         hidden = inputs.reshape(len(inputs), *self.input_shape).astype(float)
         lowering = self.lowering or lowerings.choose_lowering(len(self.input_shape) - 1)
-        is_last = lowering == "batch_last"
+        is_last = lowering in lowerings.BATCH_LAST
         if is_last:
             hidden = jnp.swapaxes(hidden, 0, -1)
         for channels, kernel, stride, padding, pool in self.conv_layers:
@@ -81,7 +81,7 @@ def cnn(
       normalization: none, batch or layer.
       initializer: zeros, constant, normal, glorot, he, lecun or orthogonal.
       lowering: how a convolution is computed (see `dlexp.models.lowerings.convolve`); None leaves it to the plan. Name
-        one (`patches`) where forward-mode derivatives are taken (`jax.jvp`, `jax.hessian`): `batch_last` has none.
+        one (`patches`) where forward-mode derivatives are taken (`jax.jvp`, `jax.hessian`): what a CPU does has none.
 
     Raises:
       ValueError: on a choice that is none of these, or more than two spatial axes.

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from dlexp.choices import check_choice, choose
+from dlexp.models import winograd
 
-LOWERINGS = ("batch_last", "patches", "rows", "shifted", "native")
+LOWERINGS = ("winograd", "batch_last", "patches", "rows", "shifted", "native")
+BATCH_LAST = ("winograd", "batch_last")
 _PATCH_BYTES = 4 * 2**20  # of patches at once
 
 
@@ -25,11 +27,12 @@ def convolve(
       stride: step in every spatial axis.
       padding: zeros added on both sides of every spatial axis.
       lowering: `patches` (what each place of the window sees, side by side, and one matmul), `batch_last` (the same
-        with the axes of batch and channels exchanged, so that numbers are copied and multiplied in long rows; it has
-        no forward-mode derivative), `rows` (one matmul for each row of the window), `shifted` (one for each place) or
-        `native` (XLA's convolution), equal up to rounding; None leaves the choice to whoever compiles
-        (`choose_lowering`). Inside a loop on the CPU, or vmapped over kernels, the native form is many times slower;
-        one call a step on the CPU, it can be fast.
+        with the axes of batch and channels exchanged, so that numbers are copied and multiplied in long rows),
+        `winograd` (the same with two thirds of the multiplications where the window has three rows and its stride is
+        1, see `dlexp.models.winograd`), `rows` (one matmul for each row of the window), `shifted` (one for each place)
+        or `native` (XLA's convolution), equal up to rounding; None leaves the choice to whoever compiles
+        (`choose_lowering`). Those of `BATCH_LAST` have no forward-mode derivative. Inside a loop on the CPU, or
+        vmapped over kernels, the native form is many times slower; one call a step on the CPU, it can be fast.
 
     Returns:
       `[batch, *space, out]`, each extent `(space + 2 padding - window) // stride + 1`.
@@ -38,8 +41,9 @@ def convolve(
     check_choice("convolve", "lowering", lowering, LOWERINGS)
     if lowering == "native":
         return _convolve_native(inputs, kernel, stride, padding)
-    if lowering == "batch_last":
-        return jnp.swapaxes(convolve_batch_last(jnp.swapaxes(inputs, 0, -1), kernel, stride, padding), 0, -1)
+    if lowering in BATCH_LAST:
+        outputs = convolve_batch_last(jnp.swapaxes(inputs, 0, -1), kernel, stride, padding, lowering)
+        return jnp.swapaxes(outputs, 0, -1)
 
     def some(inputs: jax.Array) -> jax.Array:
         return _convolve_patches(inputs, kernel, stride, padding, lowering)
@@ -59,14 +63,16 @@ def choose_lowering(num_space: int) -> str:
     Args:
       num_space: axes of the window; where it is one, it has no rows.
     """
-    options = [lowering for lowering in LOWERINGS if num_space > 1 or lowering != "rows"]
+    options = [lowering for lowering in LOWERINGS if num_space > 1 or lowering not in ("winograd", "rows")]
     if jax.default_backend() != "cpu":
-        options.sort(key="batch_last".__eq__)
+        options.sort(key=BATCH_LAST.__contains__)
     return choose("convolution", tuple(options))
 
 
-def convolve_batch_last(inputs: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -> jax.Array:
-    """Returns what `convolve` does, of `[in, *space, batch]` to `[out, *space, batch]`.
+def convolve_batch_last(
+    inputs: jax.Array, kernel: jax.Array, stride: int, padding: int, lowering: str = "batch_last"
+) -> jax.Array:
+    """Returns what `convolve` does, of `[in, *space, batch]` to `[out, *space, batch]`, in a lowering of `BATCH_LAST`.
 
     Where all patches are too many for a CPU's caches, it goes row by row, and computes them again for the derivative.
     Against `patches`, networks train 1.2 (images of 8 x 8), 1.1 (28 x 28) and 1.8 times (signals) as fast, measured by
@@ -75,6 +81,8 @@ def convolve_batch_last(inputs: jax.Array, kernel: jax.Array, stride: int = 1, p
     window = kernel.shape[:-2]
     extents = _extents(inputs.shape[1:-1], window, stride, padding)
     padded = _padded(inputs, len(window), padding)
+    if lowering == "winograd" and winograd.suits(kernel.shape, stride):
+        return winograd.convolve(padded, kernel)
     if _fits_caches(_patch_bytes(inputs, window, extents)):
         columns = jnp.concatenate(_slices(padded, window, stride))
         outputs = _from_columns(columns.reshape(len(columns), -1), kernel.reshape(len(columns), -1))
@@ -103,8 +111,8 @@ def _from_columns_forward(columns: jax.Array, kernel: jax.Array) -> tuple[jax.Ar
 
 def _from_columns_backward(kept: tuple[jax.Array, jax.Array], grads: jax.Array) -> tuple[jax.Array, jax.Array]:
     columns, kernel = kept
-    # `grads @ columns.T` would have XLA transpose the columns first, at twice the time of the product.
-    return kernel @ grads, jax.lax.dot_general(grads, columns, (((1,), (1,)), ((), ()))).T
+    # `columns @ grads.T`, but XLA would transpose first, at the time of another product.
+    return kernel @ grads, jax.lax.dot_general(columns, grads, (((1,), (1,)), ((), ())))
 
 
 _from_columns.defvjp(_from_columns_forward, _from_columns_backward)
