@@ -152,7 +152,9 @@ class _Sweep:
         """Chooses how each group with missing runs is trained, where that is not decided yet, and returns it."""
         fixed = [index for index, group in enumerate(self._plan.groups) if _family_key(self._plan, group) in kept]
         tell = functools.partial(say, self._console)
-        self._plan = tuning.tuned(self._plan, self._devices, self._num_missing, fixed=fixed, tell=tell)
+        self._plan = tuning.tuned(
+            self._plan, self._devices, self._num_missing, fixed=fixed, tell=tell, stopping=self._stopping
+        )
         pairs = zip(self._plan.groups, self._num_missing, strict=True)
         trained = [group for group, missing in pairs if missing and not group.measure]
         return {_family_key(self._plan, group): group.layout._asdict() for group in trained}

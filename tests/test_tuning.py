@@ -214,3 +214,20 @@ def test_what_does_not_fit_is_left_to_the_engine(devices, monkeypatch):
     assert tuning.tuned(plan, devices, [6]) == plan
     monkeypatch.setattr(tuning.programs, "to_host", full)
     assert tuning.tuned(plan, devices, [6]) == plan
+
+
+def test_timing_ends_when_the_user_wants_to_stop(devices, monkeypatch):
+    plan = plan_of("shallow", devices, num_steps=50_000)
+    monkeypatch.setattr(tuning, "WORTH_SECONDS", 0.0)
+    timed = []
+
+    def rate(*args):
+        timed.append(args)
+        return 1.0
+
+    monkeypatch.setattr(tuning.Bench, "_rate", rate)
+    with pytest.raises(KeyboardInterrupt):
+        tuning.tuned(plan, devices, [6], stopping=lambda: len(timed) == 2)
+    assert len(timed) == 2
+    again = plan_of("shallow", devices, num_steps=50_000).groups[0]
+    assert again.measured == plan.groups[0].measured  # nothing was kept

@@ -46,6 +46,7 @@ def tuned(
     *,
     fixed: Collection[int] = (),
     tell: Callable[[str], None] = lambda sentence: None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Plan:
     """Returns the plan with the layouts that are fastest here.
 
@@ -55,13 +56,17 @@ def tuned(
       num_missing: runs of each group that are still to be trained.
       fixed: places of groups that keep their layout.
       tell: is told what is measured, and what came of it.
+      stopping: says whether the user wants to stop, asked before each timing.
+
+    Raises:
+      KeyboardInterrupt: where the user does.
     """
     groups = list(plan.groups)
     for index, group in enumerate(groups):
         is_chosen = group.measured is not None and group.measured.is_chosen
         if index not in fixed and not is_chosen and _may_be_worth_it(group, num_missing[index], devices):
             with contextlib.suppress(jax.errors.JaxRuntimeError, MemoryError):  # the engine narrows what does not fit
-                groups[index] = _tuned(plan, group, num_missing[index], devices, tell)
+                groups[index] = _tuned(plan, group, num_missing[index], Bench(plan, group, devices, stopping), tell)
     return plan._replace(groups=tuple(groups))
 
 
@@ -94,9 +99,8 @@ def _may_be_worth_it(group: Group, num_missing: int, devices: list[jax.Device]) 
     return num_missing * group.flops / slow + num_chunks * CHUNK_SECONDS > WORTH_SECONDS
 
 
-def _tuned(plan: Plan, group: Group, num_missing: int, devices: list[jax.Device], tell: Callable[[str], None]) -> Group:
-    bench, seconds = Bench(plan, group, devices), dict[Layout, float]()
-    rates: dict[str, float] = {}
+def _tuned(plan: Plan, group: Group, num_missing: int, bench: Bench, tell: Callable[[str], None]) -> Group:
+    seconds, rates = dict[Layout, float](), dict[str, float]()
     search = rounds(group)
     layouts, spent = next(search), 0.0
     while True:
@@ -156,9 +160,11 @@ def _expected_pace(plan: Plan, group: Group, layout: Layout, rate: float) -> Pac
 class Bench:
     """Times the training of one group in many layouts, from one initial state."""
 
-    def __init__(self, plan: Plan, group: Group, devices: list[jax.Device]) -> None:
+    def __init__(
+        self, plan: Plan, group: Group, devices: list[jax.Device], stopping: Callable[[], bool] = lambda: False
+    ) -> None:
         """Compiles the initialization of the group's own layout; its weights are everyone's."""
-        self._plan, self._group, self._devices = plan, group, devices
+        self._plan, self._group, self._devices, self._stopping = plan, group, devices, stopping
         self._mesh = machine.mesh(devices)
         self._over_runs = NamedSharding(self._mesh, PartitionSpec("run"))
         self._options = machine.compiler_options(devices)
@@ -173,10 +179,15 @@ class Bench:
         """Returns steps of runs a second on all devices; a layout that does not fit into memory is left out.
 
         Each is timed about so many seconds.
+
+        Raises:
+          KeyboardInterrupt: where the user wants to stop.
         """
         self._compile([layout for layout in layouts if layout not in self._compiled and self._fits(layout)])
         found = {}
         for layout in layouts:
+            if self._stopping():
+                raise KeyboardInterrupt
             if layout in self._compiled:
                 with contextlib.suppress(jax.errors.JaxRuntimeError, MemoryError):  # then it is not the fastest
                     found[layout] = self._rate(self._group.with_layout(layout), self._compiled[layout], seconds)

@@ -53,7 +53,7 @@ TITLES = {
 PERCEPTRONS, IMAGES = ("mlp_small", "mlp_large"), ("cnn_8x8", "cnn_28x28")
 ENGINE, BARE, PROCESSES = "this engine", "bare loop", "PyTorch eager, a process a core"
 SECONDS = 0.4  # of one timing; way too slow ones make a step and an evaluation
-ENGINE_SECONDS = 3.0  # of the engine and the loop it wraps
+ENGINE_SECONDS = 6.0  # of the engine and the loop it wraps, several chunks of most workloads
 CONVOLUTION_WIDTHS = {"winograd": (1, 2, 4), "batch_last": (1, 2, 4), "native": (1,)}  # on a CPU, else 1 and 2
 WIDTHS = {"cpu": (1, 2, 4, 8, 16), "gpu": (1, 8, 64, 512, 4096), "tpu": (1, 8, 64, 512, 4096)}
 
