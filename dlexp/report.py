@@ -25,9 +25,9 @@ def plan_tables(plans: Mapping[str, Plan]) -> Iterable[Grid | str]:
     """Yields, for each sweep, its groups with what they cost, then the totals."""
     for name, plan in plans.items():
         rows = _new(f"{name}: {plan.sweep.num_steps} steps, {plan.sweep.num_evals} evaluations")
-        headings = ("group", "runs", "at once", "chunks", "params", "state", "FLOPs", "seconds")
-        for heading in headings:
-            rows.add_column(heading, justify="left" if heading == "group" else "right", overflow="fold")
+        rows.add_column("group", overflow="fold")
+        for heading in ("runs", "at\nonce", "chunks", "params", "state", "FLOPs", "seconds"):
+            rows.add_column(heading, justify="right", no_wrap=True)
         for group in plan.groups:
             flops = _amount(group.flops * group.num_runs, "flops")
             cells = (
@@ -127,14 +127,18 @@ def _best_table(name: str, table: Table, over: Sequence[str], metric: str) -> Gr
     best = analysis.best(table, over, report=metric)
     rows = _new(f"{name}: best point by validation, {metric} there")
     shown = [column for column in best if column not in ("low", "high", "num_failed", "mean", "num_seeds")]
-    for heading in (*shown, "mean", "95% interval", "seeds", "failed"):
-        rows.add_column(str(heading), justify="left" if heading in shown else "right", overflow="fold")
+    any_failed = best["num_failed"].any()
+    for heading in shown:
+        rows.add_column(str(heading).replace("_", "_\n"), overflow="fold")
+    for heading in ("mean", "95% interval", "seeds", *(["failed"] if any_failed else [])):
+        rows.add_column(heading, justify="right", no_wrap=heading != "95% interval")
     for point in best.to_dict("records"):
         cells = [_cell(point[column]) for column in shown]
         interval = f"{point['low']:.4f} to {point['high']:.4f}" if point["num_seeds"] > 1 else "one seed"
         if not np.isfinite(point["mean"]):
             interval = "not every run has a finite value"
-        rows.add_row(*cells, _cell(point["mean"]), interval, str(point["num_seeds"]), str(point["num_failed"]))
+        failed = [str(point["num_failed"])] if any_failed else []
+        rows.add_row(*cells, _cell(point["mean"]), interval, str(point["num_seeds"]), *failed)
     return rows
 
 
@@ -147,7 +151,8 @@ def _cell(value: Any) -> str:
 
 
 def _new(title: str) -> Grid:
-    return Grid(title=title, title_justify="left", box=box.SIMPLE)
+    whole = Text(title, no_wrap=True, overflow="ignore")  # else it would be wrapped at the table's width
+    return Grid(title=whole, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
 
 
 def _amount(number: float, kind: str) -> str:

@@ -6,7 +6,8 @@ Two rows of outputs come from four rows of inputs, d0 to d3, and the three of th
 
 and are m0 + m1 + m2 and m1 - m2 - m3. What a window sees of a row lies side by side, so each is a product of matrices.
 Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015, https://arxiv.org/abs/1509.09308,
-F(2, 3) in section 4.1.
+F(2, 3) in section 4.1. Against `batch_last` of `dlexp.models.lowerings`, networks train 1.05 (images of 8 x 8) and 1.3
+times (28 x 28) as fast, measured by `experiments.engine.throughput`.
 """
 
 from __future__ import annotations
@@ -85,13 +86,14 @@ def _convolve_rows_forward(rows: jax.Array, kernels: Four, num_columns: int) -> 
 def _convolve_rows_backward(num_columns: int, kept: tuple, grads: jax.Array) -> tuple[jax.Array, Four]:
     (beside, kernels), num_examples = kept, grads.shape[-1]
     grads = grads.reshape(*grads.shape[:2], -1)
-    num_inputs = beside.shape[1] // num_columns
+    num_inputs, most = beside.shape[1] // num_columns, (num_columns - 1) * num_examples
 
     def narrow(seen: jax.Array) -> jax.Array:
-        """Adds what was seen at several places of the window: `[place, ...]` to `[in, ...]`."""
-        parts = enumerate(seen.reshape(num_columns, num_inputs, -1))
-        before = [(place * num_examples, (num_columns - 1 - place) * num_examples) for place in range(num_columns)]
-        return sum(jnp.pad(part, [(0, 0), before[place]]) for place, part in parts)  # type: ignore[return-value]
+        """Adds what several places of the window saw: `[place x in, ...]` to `[in, ...]`."""
+        befores = range(0, most + 1, num_examples)
+        parts = zip(seen.reshape(num_columns, num_inputs, -1), befores, strict=True)
+        padded = [jnp.pad(part, [(0, 0), (before, most - before)]) for part, before in parts]
+        return sum(padded[1:], padded[0])
 
     def two(carry: tuple, pair: jax.Array) -> tuple[tuple, jax.Array]:
         row, next_row, by_kernels = carry
@@ -104,7 +106,7 @@ def _convolve_rows_backward(num_columns: int, kept: tuple, grads: jax.Array) -> 
         )
         return (e1 + e2 - e0, -e3, by_kernels), jnp.stack([row + e0, next_row + e1 - e2 + e3])
 
-    nothing = jnp.zeros((num_inputs, beside.shape[2] + (num_columns - 1) * num_examples), beside.dtype)
+    nothing = jnp.zeros((num_inputs, beside.shape[2] + most), beside.dtype)
     no_kernels = tuple(jnp.zeros_like(kernel) for kernel in kernels)
     (*last, by_kernels), rows = jax.lax.scan(two, (nothing, nothing, no_kernels), jnp.arange(len(grads) // 2))
     by_rows = jnp.concatenate([rows.reshape(-1, *nothing.shape), jnp.stack(last)])

@@ -94,7 +94,8 @@ class Ready(NamedTuple):
       rates: who -> how fast.
       bench: times layouts.
       chosen: the plan's layout, every choice said.
-      flops: of a step of one run, its share of evaluations counted, nothing computed twice.
+      flops: of a step of one run, its share of evaluations counted; convolutions as products of patches, whatever a
+        lowering saves or computes twice.
       seconds: who -> spent on getting ready.
     """
 
@@ -254,8 +255,9 @@ def claims(results: Results) -> list[Claim]:
         judge(
             "It reaches most of the machine's rate of multiplying matrices.",
             source=roofline,
-            rule="floating-point operations a second of the engine over those of a large product of matrices in the "
-            f"same round, over the aim: {', '.join(f'{name} {aim:g}' for name, aim in shares.items())}; at least 1",
+            rule="floating-point operations a second of the engine (convolutions as products of patches) over those of "
+            "a large product of matrices in the same round, over the aim: "
+            f"{', '.join(f'{name} {aim:g}' for name, aim in shares.items())}; at least 1",
             effects=each("{}", shares, lambda name: _share(results[name], ENGINE) / shares[name]),
             smallest=1.0,
         ),
@@ -344,6 +346,7 @@ def _layouts(results: Results) -> Figure:
             _bar(axes, place, rates[layout], layout == chosen)
         labels = [f"{layout} (chosen)" if layout == chosen else layout for layout in order]
         axes.set_yticks(-np.arange(len(order)), labels, fontsize=8)
+        axes.locator_params(axis="x", nbins=5)
     return figure
 
 
