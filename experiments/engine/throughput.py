@@ -7,9 +7,9 @@ trained in several ways on one machine: by this engine, by the programs that it 
 Adam and evaluates the same 1,000 rows every 100 steps; the ways take turns, a round a seed. Compilation and files are
 left out. In the same rounds the layouts are timed from which the engine's plan chooses (`dlexp.sweep.tuning`).
 
-There is no theory but the machine's: the rates at which it multiplies large matrices and copies memory, measured in the
-same rounds. PyTorch takes part where it is installed (the extra `peers`), MNIST where its files are at hand or can be
-downloaded.
+There is no theory but the machine's: the rate at which it multiplies large matrices, measured in the same rounds, and
+that of its memory. PyTorch takes part where it is installed (the extra `peers`), MNIST where its files are at hand or
+can be downloaded.
 
     python -m experiments.engine.throughput
 """
@@ -51,6 +51,7 @@ TITLES = {
     "deep": "50 layers of 64, digits",
 }
 PERCEPTRONS, IMAGES = ("mlp_small", "mlp_large"), ("cnn_8x8", "cnn_28x28")
+MACHINE = "machine"  # the sweep in which nothing is trained
 ENGINE, BARE, PROCESSES = "this engine", "bare loop", "PyTorch eager, a process a core"
 SECONDS = 0.4  # of one timing; way too slow ones make a step and an evaluation
 ENGINE_SECONDS = 6.0  # of the engine and the loop it wraps, several chunks of most workloads
@@ -166,9 +167,18 @@ def rounds(config: Config, num_steps: int) -> Measurement:
             measured[f"layout/{layout}"] = rate
             measured[f"chosen/{layout}"] = float(layout == each.chosen)
         measured["work/flops"] = each.flops
-        measured["machine/matmul"], measured["machine/memory"] = matmul_rate(), memory_rate()
+        measured["machine/matmul"] = matmul_rate()
         measured["machine/devices"] = len(jax.local_devices())
         return measured | {f"prepare/{who}": seconds for who, seconds in each.seconds.items()}
+
+    return Measurement(measure)
+
+
+def machine_rates(config: Config, num_steps: int) -> Measurement:
+    """What the machine can do, measured alone."""
+
+    def measure(hyper: Mapping[str, float], seed: int) -> dict[str, Any]:
+        return {"machine/matmul": matmul_rate(), "machine/memory": memory_rate()}
 
     return Measurement(measure)
 
@@ -192,22 +202,26 @@ def matmul_rate(size: int | None = None) -> float:
 
 
 def memory_rate(size: int | None = None) -> float:
-    """Returns the bytes a second of an addition to arrays of 128 MiB (1 GiB off the CPU), read and written."""
+    """Returns the bytes a second of an addition to arrays of 128 MiB (1 GiB off the CPU), read and written in place."""
     devices = jax.local_devices()
     size = size or {"cpu": 2**25}.get(devices[0].platform, 2**28)
     arrays = [jax.device_put(jnp.ones(size, jnp.float32), device) for device in devices]
-    plus_one = jax.jit(lambda a: a + 1)
-    jax.block_until_ready([plus_one(a) for a in arrays])
-    began = time.perf_counter()
-    jax.block_until_ready([plus_one(a) for a in arrays for _ in range(2)])
-    return len(devices) * 2 * 2 * 4 * size / (time.perf_counter() - began)
+    # Into new arrays it would be the rate at which the system hands out pages, a tenth of this.
+    plus_one = jax.jit(lambda a: a + 1, donate_argnums=0)
+    arrays = jax.block_until_ready([plus_one(a) for a in arrays])
+    began, times = time.perf_counter(), 4
+    for _ in range(times):
+        arrays = [plus_one(a) for a in arrays]
+    jax.block_until_ready(arrays)
+    return len(devices) * times * 2 * 4 * size / (time.perf_counter() - began)
 
 
 def sweeps(scale: str) -> dict[str, Sweep]:
-    """Rounds of each workload."""
+    """Rounds of each workload, and of the machine alone."""
     seeds = {"smoke": range(2), "cpu": range(8), "gpu": range(16)}[scale]
     names = ("tiny",) if scale == "smoke" else tuple(TITLES)
-    return {name: Sweep(grid(config={"workload": (name,)}, seeds=seeds), rounds, num_steps=0) for name in names}
+    declared = {name: Sweep(grid(config={"workload": (name,)}, seeds=seeds), rounds, num_steps=0) for name in names}
+    return declared | {MACHINE: Sweep(grid(config={"workload": (MACHINE,)}, seeds=seeds), machine_rates, num_steps=0)}
 
 
 def figures(results: Results) -> Figures:
@@ -306,7 +320,9 @@ def _choice(table: Table) -> np.ndarray:
 
 def _panels(results: Results) -> tuple[Figure, Iterator[tuple[Axes, str]]]:
     """A figure with a panel for each workload."""
-    names = [name for name in TITLES if name in results] or list(results)
+    names = [name for name in (*TITLES, "tiny") if name in results]
+    if not names:
+        raise NotMeasuredError("no workload was timed")
     num_columns = min(len(names), 2)
     figure, panels = plots.subplots(-(-len(names) // num_columns), num_columns, width=6.6, height=3.4)
     for axes, name in zip(np.ravel(panels), names, strict=False):
@@ -351,16 +367,12 @@ def _layouts(results: Results) -> Figure:
 
 
 def _machine_text(results: Results) -> str:
-    tables = results.values()
-    matmul, memory = (
-        np.median(np.concatenate([table.frame[f"machine/{kind}"] for table in tables])) / 1e9
-        for kind in ("matmul", "memory")
-    )
     num_rounds = next(iter(results.values())).frame["seed"].nunique()
-    return (
-        f"bars: median of {num_rounds} rounds in turn; points: rounds. Here a product of large matrices makes "
-        f"{matmul:.0f} GFLOP/s, memory {memory:.0f} GB/s"
-    )
+    text = f"bars: median of {num_rounds} rounds in turn; points: rounds"
+    if MACHINE not in results:
+        return text
+    matmul, memory = (np.median(results[MACHINE].frame[f"machine/{kind}"]) / 1e9 for kind in ("matmul", "memory"))
+    return f"{text}. Here a product of large matrices makes {matmul:.0f} GFLOP/s, memory {memory:.0f} GB/s"
 
 
 EXPERIMENT = Experiment(
