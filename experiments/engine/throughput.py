@@ -209,11 +209,11 @@ def memory_rate(size: int | None = None) -> float:
     # Into new arrays it would be the rate at which the system hands out pages, a tenth of this.
     plus_one = jax.jit(lambda a: a + 1, donate_argnums=0)
     arrays = jax.block_until_ready([plus_one(a) for a in arrays])
-    began, times = time.perf_counter(), 4
-    for _ in range(times):
+    began, repeats = time.perf_counter(), 4
+    for _ in range(repeats):
         arrays = [plus_one(a) for a in arrays]
     jax.block_until_ready(arrays)
-    return len(devices) * times * 2 * 4 * size / (time.perf_counter() - began)
+    return len(devices) * repeats * 2 * 4 * size / (time.perf_counter() - began)
 
 
 def sweeps(scale: str) -> dict[str, Sweep]:
