@@ -25,6 +25,13 @@ class State(NamedTuple):
     opt_state: PyTree
 
 
+class Drawn(NamedTuple):
+    """What chance decides in one step: the rows of the batch (None for all, in order), and a key for the model."""
+
+    rows: jax.Array | None
+    model_key: Key
+
+
 def supervised(
     model: Model,
     loss: Loss,
@@ -73,13 +80,19 @@ def supervised(
         params, rest = _split_params(variables)
         return State(params, rest, optimizer.make_tx(hyper).init(params))
 
-    def update(key: Key, hyper: Hyper, data: Dataset, state: State) -> tuple[State, Metrics]:
+    def draw(key: Key, hyper: Hyper, data: Dataset) -> Drawn:
         batch_key, model_key = jax.random.split(key)
-        inputs, labels = _batch(batch_key, data.train, batch_size, hyper.get("num_train"))
+        if batch_size is None:
+            return Drawn(None, model_key)
+        there = len(data.train.inputs) if not sweep_num_train else hyper["num_train"]
+        return Drawn(jax.random.randint(batch_key, (batch_size,), 0, there), model_key)
+
+    def update(drawn: Drawn, hyper: Hyper, data: Dataset, state: State) -> tuple[State, Metrics]:
+        inputs, labels = data.train if drawn.rows is None else (array[drawn.rows] for array in data.train)
 
         def batch_loss(params: PyTree) -> tuple[jax.Array, PyTree]:
             variables = {"params": params, **state.rest}
-            outputs, variables = model.apply(variables, hyper, inputs, key=model_key, train=True)
+            outputs, variables = model.apply(variables, hyper, inputs, key=drawn.model_key, train=True)
             return loss(outputs, labels).mean(), _split_params(variables)[1]
 
         (value, rest), grads = jax.value_and_grad(batch_loss, has_aux=True)(state.params)
@@ -103,7 +116,7 @@ def supervised(
     swept = {**model.hyper, **optimizer.hyper}
     if sweep_num_train:
         swept["num_train"] = Range(1, num_train, default=num_train, integer=True)
-    return Learner(data, swept, init, update, evaluate)
+    return Learner(data, swept, init, update, evaluate, draw)
 
 
 def _split_params(variables: PyTree) -> tuple[PyTree, dict[str, Any]]:
@@ -114,13 +127,6 @@ def _split_params(variables: PyTree) -> tuple[PyTree, dict[str, Any]]:
 def _there(num_rows: int, num_train: jax.Array | None) -> jax.Array | None:
     """Which rows the training set has, None for all."""
     return None if num_train is None else jnp.arange(num_rows) < num_train
-
-
-def _batch(key: Key, split: Split, batch_size: int | None, num_train: jax.Array | None) -> Split:
-    if batch_size is None:
-        return split
-    rows = jax.random.randint(key, (batch_size,), 0, len(split.inputs) if num_train is None else num_train)
-    return Split(split.inputs[rows], split.labels[rows])
 
 
 def _example_metrics(loss: Loss, metrics: Any, outputs: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:

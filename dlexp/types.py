@@ -69,6 +69,10 @@ class Model(NamedTuple):
     hyper: Mapping[str, Range] = {}
 
 
+def _the_key_itself(key: Key, hyper: Hyper, data: PyTree) -> Key:
+    return key
+
+
 class Learner(NamedTuple):
     """All that one run does, as pure functions; the engine adds the axis of runs.
 
@@ -79,15 +83,28 @@ class Learner(NamedTuple):
       data: pytree of host arrays; the engine puts it on the devices and passes it as an argument.
       hyper: what may be swept, with its legal range.
       init: `(key, hyper, data) -> state`.
-      update: `(key, hyper, data, state) -> (state, metrics)`, one optimizer step; None where nothing is trained.
+      update: `(drawn, hyper, data, state) -> (state, metrics)`, one optimizer step; None where nothing is trained.
       evaluate: `(key, hyper, data, state) -> metrics`, at step 0 and at each evaluation.
+      draw: `(key, hyper, data) -> drawn`, what chance decides in a step whatever the state, such as the rows of a
+        batch: the engine draws for many steps at once, which costs less. Without it, `drawn` is the step's key.
     """
 
     data: PyTree
     hyper: Mapping[str, Range]
     init: Callable[[Key, Hyper, PyTree], PyTree]
-    update: Callable[[Key, Hyper, PyTree, PyTree], tuple[PyTree, Metrics]] | None
+    update: Callable[[PyTree, Hyper, PyTree, PyTree], tuple[PyTree, Metrics]] | None
     evaluate: Callable[[Key, Hyper, PyTree, PyTree], Metrics]
+    draw: Callable[[Key, Hyper, PyTree], PyTree] = _the_key_itself
+
+    def step(self, key: Key, hyper: Hyper, data: PyTree, state: PyTree) -> tuple[PyTree, Metrics]:
+        """One `update` with a `draw` of its own.
+
+        Raises:
+          TypeError: where nothing is trained.
+        """
+        if self.update is None:
+            raise TypeError("this learner has no update: nothing is trained")
+        return self.update(self.draw(key, hyper, data), hyper, data, state)
 
 
 class Measurement(NamedTuple):

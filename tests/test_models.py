@@ -204,7 +204,7 @@ def test_constant_initialization_keeps_hidden_units_identical_for_ever():
     made = learner.supervised(model, losses.softmax_cross_entropy, optim.adam(), bundled.load("digits"), batch_size=32)
     hyper = full_hyper(made, Run({}, {"learning_rate": 0.01, "init_scale": 0.1}, 0))
     state = made.init(KEY, hyper, made.data)
-    update = jax.jit(made.update)
+    update = jax.jit(made.step)
     start = jax.tree.leaves(state.params)
     for step in range(50):
         state, _ = update(jax.random.fold_in(KEY, step), hyper, made.data, state)
@@ -322,7 +322,7 @@ def test_both_dropout_conventions_are_one_network_up_to_the_next_layers_weights(
     inputs = data.test.inputs[:50]
     made = learner.supervised(inverted, losses.softmax_cross_entropy, optim.adam(), data, batch_size=32)
     hyper = full_hyper(made, Run({}, {"learning_rate": 0.01, "dropout_rate": rate}, 0))
-    state, update = made.init(KEY, hyper, made.data), jax.jit(made.update)
+    state, update = made.init(KEY, hyper, made.data), jax.jit(made.step)
     for step in range(100):
         state, _ = update(jax.random.fold_in(KEY, step), hyper, made.data, state)
     variables = {"params": state.params}

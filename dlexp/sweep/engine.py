@@ -28,6 +28,7 @@ from dlexp.sweep.recorder import Recorder
 from dlexp.types import PyTree
 
 SEGMENT_SECONDS = 1.0  # between two looks at the progress; the steps of a call are an argument of the program
+UNDER_WAY = 8  # evaluations, each after its segment, that no result is waited for; JAX slows down from 32 calls on
 _LOOK_AHEAD = 8  # groups that are compiled at most before the first of them is trained
 
 
@@ -283,12 +284,8 @@ def _train_chunk(chunk: _Chunk, placed: _Placed, clock: _Clock, resume: Resume) 
         yield Advanced(name, start * len(runs), _num_lost(recorder), 0.0, lambda: kept)
     while start < chunk.num_steps and made.segment is not None and recorder.any_alive:
         called, stop = time.perf_counter(), min(start + clock.steps, chunk.num_steps)
-        carry, evaluations = _advance(made, arguments, carry, recorder.stops(start, stop))
-        for step, evaluation in evaluations:  # the calls are all under way by now
-            recorder.note_nonfinite(evaluation.nonfinite_at)
-            recorder.add(step, evaluation.metrics, evaluation.means)
-        recorder.note_nonfinite(carry.nonfinite_at)
-        clock.noted(stop - start, len(evaluations), time.perf_counter() - called)
+        carry, num_evals = _advance(made, arguments, carry, recorder, start, stop)
+        clock.noted(stop - start, num_evals, time.perf_counter() - called)
         take = _snapshotter(stop, carry, recorder)
         expected = clock.pace().seconds(chunk.num_steps, chunk.num_evals + 1)
         yield Advanced(name, (stop - start) * len(runs), _num_lost(recorder), expected, take)
@@ -309,16 +306,31 @@ def _train_chunk(chunk: _Chunk, placed: _Placed, clock: _Clock, resume: Resume) 
 
 
 def _advance(
-    made: Programs, arguments: tuple[Any, ...], carry: Carry, stops: Iterable[tuple[int, int, int, bool]]
-) -> tuple[Carry, list[tuple[int, Evaluation]]]:
-    """Sets segments and evaluations going, one after another, and waits for none of them."""
-    evaluations = []
+    made: Programs, arguments: tuple[Any, ...], carry: Carry, recorder: Recorder, start: int, stop: int
+) -> tuple[Carry, int]:
+    """Sets segments and evaluations going, one after another, and records what is ready while others are under way.
+
+    Returns the last carry, and how many evaluations there were.
+    """
     assert made.segment is not None
-    for origin, start, stop, is_evaluated in stops:
-        carry = made.segment(*arguments, carry, np.int32(origin), np.int32(start), np.int32(stop))
+    under_way, num_evals = deque[tuple[int, Evaluation]](), 0
+    for origin, first, end, is_evaluated in recorder.stops(start, stop):
+        carry = made.segment(*arguments, carry, np.int32(origin), np.int32(first), np.int32(end))
         if is_evaluated:
-            evaluations.append((stop, made.evaluate(*arguments, carry)))
-    return carry, evaluations
+            under_way.append((end, made.evaluate(*arguments, carry)))
+            num_evals += 1
+        if len(under_way) > UNDER_WAY:
+            _record(recorder, *under_way.popleft())
+    for step, evaluation in under_way:
+        _record(recorder, step, evaluation)
+    recorder.note_nonfinite(carry.nonfinite_at)
+    return carry, num_evals
+
+
+def _record(recorder: Recorder, step: int, evaluation: Evaluation) -> None:
+    """Waits for it."""
+    recorder.note_nonfinite(evaluation.nonfinite_at)
+    recorder.add(step, evaluation.metrics, evaluation.means)
 
 
 def _num_lost(recorder: Recorder) -> int:

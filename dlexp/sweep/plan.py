@@ -173,7 +173,7 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
     with choices.asked() as asked:
         traced = [
             cost.traced(function, key, hyper, data, state)
-            for function in (learner.evaluate, learner.update)
+            for function in (learner.evaluate, learner.update and learner.step)
             if function
         ]
     costs = [cost.of(jaxpr) for jaxpr in traced]

@@ -21,6 +21,7 @@ from dlexp.sweep.grids import Run
 from dlexp.sweep.plan import Group
 from dlexp.types import Key, Learner, PyTree
 
+STEPS_DRAWN = 16  # at once; more of them gains nothing
 _INIT, _UPDATE, _EVALUATE = range(3)  # purposes folded into a run's key
 
 
@@ -203,7 +204,7 @@ def _initialize(learner: Learner) -> Callable[..., Carry]:
         state = learner.init(key, hyper, data)
         means: Any = {}
         if learner.update is not None:
-            _, metrics = jax.eval_shape(learner.update, key, hyper, data, state)
+            _, metrics = jax.eval_shape(learner.step, key, hyper, data, state)
             means = jax.tree.map(_zero_mean, dict(metrics))
         return Carry(state, jnp.full((), -1, jnp.int32), means)
 
@@ -213,7 +214,7 @@ def _initialize(learner: Learner) -> Callable[..., Carry]:
 def _segment(learner: Learner, stepwise: bool) -> Callable[..., Carry]:
     """Steps `start` to `stop` of the interval from `origin`; as arguments, so that one program fits any length.
 
-    `stepwise` makes the step `start` alone.
+    Chance is drawn for a block of steps at once. `stepwise` makes the step `start` alone.
     """
     assert learner.update is not None
     update = learner.update
@@ -223,14 +224,28 @@ def _segment(learner: Learner, stepwise: bool) -> Callable[..., Carry]:
     ) -> Carry:
         key = _key(seed, _UPDATE)
 
-        def step(index: jax.Array, carry: Carry) -> Carry:
-            state, metrics = update(jax.random.fold_in(key, index), hyper, data, carry.state)
+        def draw(index: jax.Array) -> PyTree:
+            return learner.draw(jax.random.fold_in(key, index), hyper, data)
+
+        def step(index: jax.Array, drawn: PyTree, carry: Carry) -> Carry:
+            state, metrics = update(drawn, hyper, data, carry.state)
             first_time = (carry.nonfinite_at < 0) & ~_all_finite(metrics)
             nonfinite_at = jnp.where(first_time, index + 1, carry.nonfinite_at)
             means = jax.tree.map(_running_mean(index - origin), carry.means, dict(metrics))
             return Carry(state, nonfinite_at, means)
 
-        return step(start, carry) if stepwise else jax.lax.fori_loop(start, stop, step, carry)
+        def block(number: jax.Array, carry: Carry) -> Carry:
+            first = start + number * STEPS_DRAWN
+            drawn = jax.vmap(draw)(first + jnp.arange(STEPS_DRAWN))
+
+            def drawn_step(index: jax.Array, carry: Carry) -> Carry:
+                return step(index, jax.tree.map(lambda leaf: leaf[index - first], drawn), carry)
+
+            return jax.lax.fori_loop(first, jnp.minimum(first + STEPS_DRAWN, stop), drawn_step, carry)
+
+        if stepwise:
+            return step(start, draw(start), carry)
+        return jax.lax.fori_loop(0, -((start - stop) // STEPS_DRAWN), block, carry)
 
     return segment
 
