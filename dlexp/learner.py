@@ -80,13 +80,6 @@ def supervised(
         params, rest = _split_params(variables)
         return State(params, rest, optimizer.make_tx(hyper).init(params))
 
-    def draw(key: Key, hyper: Hyper, data: Dataset) -> Drawn:
-        batch_key, model_key = jax.random.split(key)
-        if batch_size is None:
-            return Drawn(None, model_key)
-        there = len(data.train.inputs) if not sweep_num_train else hyper["num_train"]
-        return Drawn(jax.random.randint(batch_key, (batch_size,), 0, there), model_key)
-
     def update(drawn: Drawn, hyper: Hyper, data: Dataset, state: State) -> tuple[State, Metrics]:
         inputs, labels = data.train if drawn.rows is None else (array[drawn.rows] for array in data.train)
 
@@ -116,7 +109,18 @@ def supervised(
     swept = {**model.hyper, **optimizer.hyper}
     if sweep_num_train:
         swept["num_train"] = Range(1, num_train, default=num_train, integer=True)
-    return Learner(data, swept, init, update, evaluate, draw)
+    return Learner(data, swept, init, update, evaluate, _draw_of(batch_size))
+
+
+def _draw_of(batch_size: int | None) -> Callable[[Key, Hyper, Dataset], Drawn]:
+    def draw(key: Key, hyper: Hyper, data: Dataset) -> Drawn:
+        batch_key, model_key = jax.random.split(key)
+        if batch_size is None:
+            return Drawn(None, model_key)
+        num_train = hyper.get("num_train", len(data.train.inputs))
+        return Drawn(jax.random.randint(batch_key, (batch_size,), 0, num_train), model_key)
+
+    return draw
 
 
 def _split_params(variables: PyTree) -> tuple[PyTree, dict[str, Any]]:

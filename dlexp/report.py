@@ -48,7 +48,7 @@ def plan_tables(plans: Mapping[str, Plan]) -> Iterable[Grid | str]:
 
 def _totals(plans: Sequence[Plan]) -> str:
     groups = [(plan, group) for plan in plans for group in plan.groups]
-    programs = sum(3 if plan.sweep.num_steps else 2 for plan, _ in groups)
+    programs = sum(3 if group.layout.stepwise else 2 for _, group in groups)
     chunks = sum(plan.num_chunks(group) for plan, group in groups)
     flops = _amount(sum(group.flops * group.num_runs for _, group in groups), "flops")
     largest = max((g.state_bytes * g.width * p.num_devices for p, g in groups), default=0)

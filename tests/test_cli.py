@@ -274,7 +274,7 @@ def test_damaged_results_are_moved_aside_and_trained_again(tmp_path):
 def test_the_plan_shows_what_it_would_cost_and_trains_nothing(tmp_path):
     status, said, _ = main("--plan", out=tmp_path / "runs")
     assert status == 0
-    assert "in all: 2 groups, at most 6 programs to compile, 6 runs in 2 chunks" in said
+    assert "in all: 2 groups, at most 4 programs to compile, 6 runs in 2 chunks" in said
     assert re.search(r"4 +16 +1 +610 .*FLOP", said)  # runs, at once, chunks, parameters
     assert not (tmp_path / "runs").exists()
 

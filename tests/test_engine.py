@@ -99,7 +99,7 @@ def test_padding_changes_nothing(devices):
 def test_new_swept_values_seeds_and_run_counts_compile_nothing(devices):
     with counted_compiles() as first:
         finished(grid(hyper={"learning_rate": (0.01, 0.1)}, seeds=2), devices)
-    assert len(first) >= 3  # initialize, evaluate, segment
+    assert len(first) >= 2  # initialize, segment
     with counted_compiles() as second:
         finished(grid(hyper={"learning_rate": geomspace(0.001, 1, 7)}, seeds=5), devices)
         finished(grid(hyper={"learning_rate": (0.3,)}, seeds=(9,)), devices, num_steps=40, num_evals=4)
@@ -113,7 +113,7 @@ def test_optimizers_of_one_formula_share_their_programs(devices):
         finished(grid(config={"optimizer": ("momentum",)}, hyper=rates), devices)
     with counted_compiles() as both:
         finished(grid(config={"optimizer": ("sgd", "momentum")}, hyper=rates), devices)
-    assert len(one) >= 3
+    assert len(one) >= 2
     assert both == []
 
 

@@ -15,7 +15,7 @@ from dlexp import api, choices, learner, losses, models, optim, report
 from dlexp.data import Dataset, bundled
 from dlexp.models import ConvLayer
 from dlexp.results import load
-from dlexp.sweep import engine, grid, pace, tuning
+from dlexp.sweep import engine, grid, pace, programs, tuning
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Identity
 from dlexp.sweep.pace import Layout, Measured, Pace
@@ -183,10 +183,28 @@ def test_a_resumed_sweep_and_a_run_alone_keep_the_layout(devices, tmp_path, monk
     assert [layout["width"] for layout in about["sweeps"]["main"]["layouts"].values()] == [2]
 
 
-def test_the_pieces_of_a_look_end_at_every_evaluation():
-    recorder = Recorder(1, 30, 3)
-    assert list(recorder.stops(5, 25)) == [(0, 5, 10, True), (10, 10, 20, True), (20, 20, 25, False)]
-    assert list(recorder.stops(0, 0)) == []
+def test_the_pieces_of_a_call_end_at_every_evaluation():
+    assert list(programs.pieces(5, 25, 10)) == [(5, 10, True), (10, 20, True), (20, 25, False)]
+    assert list(programs.pieces(-10, 0, 10)) == [(-10, 0, True)]
+    assert list(programs.pieces(0, 0, 10)) == []
+
+
+def test_a_call_makes_no_more_evaluations_than_it_may_keep():
+    recorder = Recorder(1, 60, 6)
+    calls = list(recorder.calls(5, 55, 2))
+    assert calls == [(5, 20), (20, 40), (40, 55)]
+    assert [list(recorder.evaluated(*call)) for call in calls] == [[10, 20], [30, 40], [50]]
+    assert [list(recorder.evaluated(*call)) for call in recorder.calls(3, 7, 2)] == [[]]
+
+
+def test_how_many_evaluations_a_call_keeps_changes_nothing(devices):
+    plan = plan_of("shallow", devices, num_steps=60, num_evals=30)
+    (group,) = plan.groups
+    assert group.num_kept == planning.EVALUATIONS_KEPT
+    all_at_once = losses_of(plan, devices)
+    for num_kept in (1, 7):
+        few = plan._replace(groups=(group._replace(num_kept=num_kept),))
+        np.testing.assert_array_equal(losses_of(few, devices), all_at_once)
 
 
 def test_evaluations_under_way_together_are_those_made_one_by_one(devices, monkeypatch):

@@ -28,7 +28,7 @@ from dlexp.sweep.recorder import Recorder
 from dlexp.types import PyTree
 
 SEGMENT_SECONDS = 1.0  # between two looks at the progress; the steps of a call are an argument of the program
-UNDER_WAY = 8  # evaluations, each after its segment, that no result is waited for; JAX slows down from 32 calls on
+UNDER_WAY = 2  # calls whose results are not waited for; JAX slows down from 32 of them on
 _LOOK_AHEAD = 8  # groups that are compiled at most before the first of them is trained
 
 
@@ -275,16 +275,17 @@ def _train_chunk(chunk: _Chunk, placed: _Placed, clock: _Clock, resume: Resume) 
     saved = resume(name)
     if saved is None or not programs.fits(saved.carry, carry):  # or the code has changed since: it begins anew
         start, ready = 0, time.perf_counter()
-        recorder.add(0, made.evaluate(*arguments, carry).metrics, {})
+        carry, evaluations = made.segment(*arguments, carry, -recorder.interval, 0, recorder.interval)
+        recorder.add(0, evaluations()[0].metrics, {})
         clock.started(time.perf_counter() - ready)
     else:
         start, recorder.nonfinite_at, recorder.rows = saved.step, saved.nonfinite_at, saved.rows
         carry = programs.to_devices(saved.carry, carry)
         kept = saved
         yield Advanced(name, start * len(runs), _num_lost(recorder), 0.0, lambda: kept)
-    while start < chunk.num_steps and made.segment is not None and recorder.any_alive:
+    while start < chunk.num_steps and recorder.any_alive:
         called, stop = time.perf_counter(), min(start + clock.steps, chunk.num_steps)
-        carry, num_evals = _advance(made, arguments, carry, recorder, start, stop)
+        carry, num_evals = _advance(made, arguments, carry, recorder, chunk.group.num_kept, start, stop)
         clock.noted(stop - start, num_evals, time.perf_counter() - called)
         take = _snapshotter(stop, carry, recorder)
         expected = clock.pace().seconds(chunk.num_steps, chunk.num_evals + 1)
@@ -306,31 +307,29 @@ def _train_chunk(chunk: _Chunk, placed: _Placed, clock: _Clock, resume: Resume) 
 
 
 def _advance(
-    made: Programs, arguments: tuple[Any, ...], carry: Carry, recorder: Recorder, start: int, stop: int
+    made: Programs, arguments: tuple[Any, ...], carry: Carry, recorder: Recorder, num_kept: int, start: int, stop: int
 ) -> tuple[Carry, int]:
-    """Sets segments and evaluations going, one after another, and records what is ready while others are under way.
+    """Sets calls going, one after another, and records the evaluations of each while the next are under way.
 
     Returns the last carry, and how many evaluations there were.
     """
-    assert made.segment is not None
-    under_way, num_evals = deque[tuple[int, Evaluation]](), 0
-    for origin, first, end, is_evaluated in recorder.stops(start, stop):
-        carry = made.segment(*arguments, carry, np.int32(origin), np.int32(first), np.int32(end))
-        if is_evaluated:
-            under_way.append((end, made.evaluate(*arguments, carry)))
-            num_evals += 1
+    under_way = deque[tuple[range, Callable[[], list[Evaluation]]]]()
+    for first, end in recorder.calls(start, stop, num_kept):
+        carry, evaluations = made.segment(*arguments, carry, first, end, recorder.interval)
+        under_way.append((recorder.evaluated(first, end), evaluations))
         if len(under_way) > UNDER_WAY:
             _record(recorder, *under_way.popleft())
-    for step, evaluation in under_way:
-        _record(recorder, step, evaluation)
+    for each in under_way:
+        _record(recorder, *each)
     recorder.note_nonfinite(carry.nonfinite_at)
-    return carry, num_evals
+    return carry, len(recorder.evaluated(start, stop))
 
 
-def _record(recorder: Recorder, step: int, evaluation: Evaluation) -> None:
-    """Waits for it."""
-    recorder.note_nonfinite(evaluation.nonfinite_at)
-    recorder.add(step, evaluation.metrics, evaluation.means)
+def _record(recorder: Recorder, steps: range, evaluations: Callable[[], list[Evaluation]]) -> None:
+    """Waits for them."""
+    for step, evaluation in zip(steps, evaluations(), strict=True):
+        recorder.note_nonfinite(evaluation.nonfinite_at)
+        recorder.add(step, evaluation.metrics, evaluation.means)
 
 
 def _num_lost(recorder: Recorder) -> int:

@@ -17,6 +17,8 @@ from dlexp.types import Learner, Measurement, Range, Sweep
 
 DEFAULT_WIDTH = {"cpu": 8, "gpu": 512, "tpu": 512}  # runs vmapped on one device, at most, unless measured otherwise
 CACHED_BYTES = 24 * 2**20  # all intermediate values of a call on a CPU, by the estimate: more, and caches do not help
+EVALUATIONS_KEPT = 16  # at most, by one call
+KEPT_BYTES = 2**16  # of a run's evaluations, at most
 MEMORY_SHARE = 0.5  # of a device's memory that one call may take by estimate
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -36,6 +38,7 @@ class Group(NamedTuple):
       state_bytes: of one run between steps.
       flops: of one run, training and evaluations.
       evaluation_flops: of one evaluation of one run.
+      num_kept: evaluations that one call may make.
       measure: of a Measurement, whose learner only says what is swept.
     """
 
@@ -47,6 +50,7 @@ class Group(NamedTuple):
     state_bytes: int
     flops: float
     evaluation_flops: float = 0.0
+    num_kept: int = 1
     open: Mapping[str, tuple[str, ...]] = {}
     program: str = ""
     measured: Measured | None = None
@@ -188,6 +192,7 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
         cost.num_bytes(state),
         sum(times * each.flops for times, each in zip((sweep.num_evals + 1, sweep.num_steps), costs, strict=False)),
         costs[0].flops,
+        max(1, min(EVALUATIONS_KEPT, KEPT_BYTES // max(_num_bytes_made(traced[0]), 1))),
         {name: options for name, options in asked.items() if len(options) > 1},
         program,
         measured,
@@ -209,6 +214,10 @@ def _default_layout(devices: list[jax.Device], state: Any, data: Any, costs: lis
     while width > 1 and (width * held > available or (on_cpu and width * touched > CACHED_BYTES)):
         width //= 2
     return Layout(width)
+
+
+def _num_bytes_made(jaxpr: Any) -> int:
+    return cost.num_bytes([variable.aval for variable in jaxpr.outvars])
 
 
 def _num_params(state: Any) -> int:

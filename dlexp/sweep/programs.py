@@ -1,11 +1,11 @@
-"""The three programs of a group: what one run does, vmapped over runs and spread over devices, and compiled.
+"""The programs of a group: what one run does, vmapped over runs and spread over devices, and compiled.
 
 The one place where runs are vmapped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -22,6 +22,7 @@ from dlexp.sweep.plan import Group
 from dlexp.types import Key, Learner, PyTree
 
 STEPS_DRAWN = 16  # at once; more of them gains nothing
+_NEVER = 2**30  # an interval between evaluations that no training reaches
 _INIT, _UPDATE, _EVALUATE = range(3)  # purposes folded into a run's key
 
 
@@ -48,32 +49,87 @@ class Evaluation(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """The three compiled programs of a group; `segment` is missing where nothing is trained."""
+    """What a group's runs do together, compiled.
+
+    Attributes:
+      initialize: `(seeds, hyper, data) -> carry`.
+      segment: `(seeds, hyper, data, carry, start, stop, interval) -> (carry, evaluations)`, the steps from start to
+        stop, with an evaluation at each multiple of `interval` that is reached, `group.num_kept` of them at most; the
+        steps from `-interval` to 0 are none, and an evaluation. The carry is used up. `evaluations()` waits for them.
+    """
 
     initialize: Callable[..., Carry]
-    evaluate: Callable[..., Evaluation]
-    segment: Callable[..., Carry] | None = None
+    segment: Callable[..., tuple[Carry, Callable[[], list[Evaluation]]]]
 
 
 def of(group: Group, compiled: Sequence[Callable]) -> Programs:
     """Returns the programs from what was compiled of what `lower` returned."""
-    made = Programs(*compiled)
-    return made if made.segment is None else made._replace(segment=segment(group, made.segment))
+    initialize, *others = compiled
+    if group.learner.update is None:
+        return Programs(initialize, _evaluation_alone(*others))
+    return Programs(initialize, _step_by_step(*others) if group.layout.stepwise else _many_intervals(*others))
 
 
-def segment(group: Group, compiled: Callable[..., Carry]) -> Callable[..., Carry]:
-    """Returns what trains a group from step to step, from its third program."""
-    return _step_by_step(compiled) if group.layout.stepwise else compiled
+def steps(group: Group, compiled: Callable) -> Callable[..., Carry]:
+    """Returns `(seeds, hyper, data, carry, start, stop) -> carry`, no evaluations, from the second program."""
+
+    def steps(*args: Any) -> Carry:
+        *fixed, carry, start, stop = args
+        if not group.layout.stepwise:
+            return compiled(*fixed, carry, np.int32(start), np.int32(stop), np.int32(_NEVER))[0]
+        for index in range(start, stop):
+            carry = compiled(*fixed, carry, np.int32(0), np.int32(index))
+        return carry
+
+    return steps
 
 
-def _step_by_step(step: Callable[..., Carry]) -> Callable[..., Carry]:
+def pieces(start: int, stop: int, interval: int) -> Iterator[tuple[int, int, bool]]:
+    """Yields the steps from start to stop in pieces that end with an interval: `(first, end, whether with one)`."""
+    while start < stop:
+        end = min(stop, start - start % interval + interval)
+        yield start, end, end % interval == 0
+        start = end
+
+
+def _many_intervals(compiled: Callable) -> Callable:
+    def segment(*args: Any) -> tuple[Carry, Callable[[], list[Evaluation]]]:
+        *fixed, carry, start, stop, interval = args
+        num_kept = sum(is_evaluated for *_, is_evaluated in pieces(start, stop, interval))
+        carry, kept = compiled(*fixed, carry, *map(np.int32, (start, stop, interval)))
+
+        def evaluations() -> list[Evaluation]:
+            on_host = jax.tree.map(np.asarray, kept)
+            return [jax.tree.map(lambda leaf, index=index: leaf[:, index], on_host) for index in range(num_kept)]
+
+        return carry, evaluations
+
+    return segment
+
+
+def _step_by_step(step: Callable, evaluate: Callable) -> Callable:
     """A call a step: some programs (convolutions on a CPU) are much slower inside a compiled loop."""
 
-    def segment(*args: Any) -> Carry:
-        *fixed, carry, origin, start, stop = args
-        for index in range(int(start), int(stop)):
-            carry = step(*fixed, carry, origin, np.int32(index), np.int32(index + 1))
-        return carry
+    def segment(*args: Any) -> tuple[Carry, Callable[[], list[Evaluation]]]:
+        *fixed, carry, start, stop, interval = args
+        kept = []
+        for first, end, is_evaluated in pieces(start, stop, interval):
+            for index in range(max(first, 0), end):
+                carry = step(*fixed, carry, np.int32(first - first % interval), np.int32(index))
+            if is_evaluated:
+                kept.append(evaluate(*fixed, carry))
+        return carry, lambda: kept
+
+    return segment
+
+
+def _evaluation_alone(evaluate: Callable) -> Callable:
+    """Where nothing is trained."""
+
+    def segment(*args: Any) -> tuple[Carry, Callable[[], list[Evaluation]]]:
+        *fixed, carry, _start, _stop, _interval = args
+        kept = [evaluate(*fixed, carry)]
+        return carry, lambda: kept
 
     return segment
 
@@ -92,7 +148,11 @@ def arguments(group: Group, runs: Sequence[Run], sharding: NamedSharding) -> tup
 
 
 def lower(group: Group, mesh: jax.sharding.Mesh) -> list[Any]:
-    """Returns the group's programs, traced but not compiled: initialize, evaluate and, if it trains, segment."""
+    """Returns the group's programs, traced but not compiled: initialize, then what `of` makes its segments of.
+
+    That is the evaluation where nothing is trained; a step and the evaluation where the layout is step by step; else
+    one program of steps and evaluations.
+    """
     with choices.made(dict(group.layout.choices)):
         return _lower(group, mesh)
 
@@ -132,18 +192,20 @@ def _lower(group: Group, mesh: jax.sharding.Mesh) -> list[Any]:
     def evaluate(seeds: jax.Array, hyper: Any, data: Any, carry: Carry) -> Evaluation:
         return spread(_evaluate(learner), "rrdr", jax.vmap)(seeds, hyper, data, carry)
 
-    def segment(seeds: jax.Array, hyper: Any, data: Any, carry: Carry, *steps: jax.Array) -> Carry:
-        return spread(_segment(learner, group.layout.stepwise), "rrdrsss", jax.vmap)(seeds, hyper, data, carry, *steps)
+    def segment(seeds: jax.Array, hyper: Any, data: Any, carry: Carry, *where: jax.Array) -> Any:
+        return spread(_segment(learner, group.num_kept), "rrdrsss", jax.vmap)(seeds, hyper, data, carry, *where)
+
+    def one_step(seeds: jax.Array, hyper: Any, data: Any, carry: Carry, *where: jax.Array) -> Carry:
+        return spread(_one_step(learner), "rrdrss", jax.vmap)(seeds, hyper, data, carry, *where)
 
     carry = jax.tree.map(placed(runs), jax.eval_shape(initialize, seeds, hyper, data))
-    lowered = [
-        jax.jit(initialize).lower(seeds, hyper, data),
-        jax.jit(evaluate).lower(seeds, hyper, data, carry),
-    ]
-    if learner.update is not None:
-        jitted = jax.jit(segment, donate_argnums=3)
-        lowered.append(jitted.lower(seeds, hyper, data, carry, step, step, step))
-    return lowered
+    initialized, fixed = jax.jit(initialize).lower(seeds, hyper, data), (seeds, hyper, data, carry)
+    if learner.update is None:
+        return [initialized, jax.jit(evaluate).lower(*fixed)]
+    if group.layout.stepwise:
+        stepped = jax.jit(one_step, donate_argnums=3).lower(*fixed, step, step)
+        return [initialized, stepped, jax.jit(evaluate).lower(*fixed)]
+    return [initialized, jax.jit(segment, donate_argnums=3).lower(*fixed, step, step, step)]
 
 
 def to_host(carry: PyTree) -> list[np.ndarray]:
@@ -211,41 +273,86 @@ def _initialize(learner: Learner) -> Callable[..., Carry]:
     return initialize
 
 
-def _segment(learner: Learner, stepwise: bool) -> Callable[..., Carry]:
-    """Steps `start` to `stop` of the interval from `origin`; as arguments, so that one program fits any length.
+def _one_step(learner: Learner) -> Callable[..., Carry]:
+    """Step `index` of the interval from `origin`."""
+    make_step = _step(learner)
 
-    Chance is drawn for a block of steps at once. `stepwise` makes the step `start` alone.
-    """
+    def one_step(seed: jax.Array, hyper: Any, data: Any, carry: Carry, origin: jax.Array, index: jax.Array) -> Carry:
+        drawn = learner.draw(jax.random.fold_in(_key(seed, _UPDATE), index), hyper, data)
+        return make_step(drawn, hyper, data, carry, origin, index)
+
+    return one_step
+
+
+def _step(learner: Learner) -> Callable[..., Carry]:
     assert learner.update is not None
     update = learner.update
 
-    def segment(
-        seed: jax.Array, hyper: Any, data: Any, carry: Carry, origin: jax.Array, start: jax.Array, stop: jax.Array
+    def step(drawn: PyTree, hyper: Any, data: Any, carry: Carry, origin: jax.Array, index: jax.Array) -> Carry:
+        state, metrics = update(drawn, hyper, data, carry.state)
+        first_time = (carry.nonfinite_at < 0) & ~_all_finite(metrics)
+        nonfinite_at = jnp.where(first_time, index + 1, carry.nonfinite_at)
+        means = jax.tree.map(_running_mean(index - origin), carry.means, dict(metrics))
+        return Carry(state, nonfinite_at, means)
+
+    return step
+
+
+def _steps(learner: Learner) -> Callable[..., Carry]:
+    """The steps from `first` to `end`, all of the interval from `origin`; chance is drawn for blocks of them."""
+    make_step = _step(learner)
+
+    def steps(
+        seed: jax.Array, hyper: Any, data: Any, carry: Carry, origin: jax.Array, first: jax.Array, end: jax.Array
     ) -> Carry:
         key = _key(seed, _UPDATE)
 
         def draw(index: jax.Array) -> PyTree:
             return learner.draw(jax.random.fold_in(key, index), hyper, data)
 
-        def step(index: jax.Array, drawn: PyTree, carry: Carry) -> Carry:
-            state, metrics = update(drawn, hyper, data, carry.state)
-            first_time = (carry.nonfinite_at < 0) & ~_all_finite(metrics)
-            nonfinite_at = jnp.where(first_time, index + 1, carry.nonfinite_at)
-            means = jax.tree.map(_running_mean(index - origin), carry.means, dict(metrics))
-            return Carry(state, nonfinite_at, means)
-
         def block(number: jax.Array, carry: Carry) -> Carry:
-            first = start + number * STEPS_DRAWN
-            drawn = jax.vmap(draw)(first + jnp.arange(STEPS_DRAWN))
+            begin = first + number * STEPS_DRAWN
+            drawn = jax.vmap(draw)(begin + jnp.arange(STEPS_DRAWN))
 
-            def drawn_step(index: jax.Array, carry: Carry) -> Carry:
-                return step(index, jax.tree.map(lambda leaf: leaf[index - first], drawn), carry)
+            def step(index: jax.Array, carry: Carry) -> Carry:
+                own = jax.tree.map(lambda leaf: leaf[index - begin], drawn)
+                return make_step(own, hyper, data, carry, origin, index)
 
-            return jax.lax.fori_loop(first, jnp.minimum(first + STEPS_DRAWN, stop), drawn_step, carry)
+            return jax.lax.fori_loop(begin, jnp.minimum(begin + STEPS_DRAWN, end), step, carry)
 
-        if stepwise:
-            return step(start, draw(start), carry)
-        return jax.lax.fori_loop(0, -((start - stop) // STEPS_DRAWN), block, carry)
+        return jax.lax.fori_loop(0, -((first - end) // STEPS_DRAWN), block, carry)
+
+    return steps
+
+
+def _segment(learner: Learner, num_kept: int) -> Callable[..., tuple[Carry, Evaluation]]:
+    """Steps `start` to `stop`, evaluated at multiples of `interval`; as arguments, so that one program fits any.
+
+    Evaluations are inside the program because a call costs about a millisecond on a CPU, whatever it does.
+    """
+    make_steps, evaluate = _steps(learner), _evaluate(learner)
+
+    def segment(
+        seed: jax.Array, hyper: Any, data: Any, carry: Carry, start: jax.Array, stop: jax.Array, interval: jax.Array
+    ) -> tuple[Carry, Evaluation]:
+        one = jax.eval_shape(evaluate, seed, hyper, data, carry)
+        kept = jax.tree.map(lambda leaf: jnp.zeros((num_kept, *leaf.shape), leaf.dtype), one)
+
+        def piece(number: jax.Array, carry_and_kept: tuple[Carry, Evaluation]) -> tuple[Carry, Evaluation]:
+            carry, kept = carry_and_kept
+            origin = (start // interval + number) * interval
+            end = origin + interval
+            first = jnp.maximum(jnp.maximum(origin, start), 0)
+            carry = make_steps(seed, hyper, data, carry, origin, first, jnp.minimum(end, stop))
+
+            def keep(kept: Evaluation) -> Evaluation:
+                made = evaluate(seed, hyper, data, carry)
+                return jax.tree.map(lambda all_, one: all_.at[number].set(one), kept, made)
+
+            return carry, jax.lax.cond(end <= stop, keep, lambda kept: kept, kept)
+
+        num_pieces = -(-stop // interval) - start // interval
+        return jax.lax.fori_loop(0, num_pieces, piece, (carry, kept))
 
     return segment
 

@@ -32,13 +32,16 @@ class Recorder:
         """Whether any run's metrics are all finite so far."""
         return bool((self.nonfinite_at < 0).any())
 
-    def stops(self, start: int, stop: int) -> Iterator[tuple[int, int, int, bool]]:
-        """Yields the pieces of the steps from start to stop: `(last evaluation before, first, end, evaluated then)`."""
+    def calls(self, start: int, stop: int, num_kept: int) -> Iterator[tuple[int, int]]:
+        """Yields the steps from start to stop in parts with so many evaluations at most: `(first, end)`."""
         while start < stop:
-            origin = start - start % self.interval
-            end = min(stop, origin + self.interval)
-            yield origin, start, end, end % self.interval == 0
+            end = min(stop, start - start % self.interval + num_kept * self.interval)
+            yield start, end
             start = end
+
+    def evaluated(self, first: int, end: int) -> range:
+        """Returns the steps after first, up to end, that are evaluated."""
+        return range(first - first % self.interval + self.interval, end + 1, self.interval)
 
     def note_nonfinite(self, nonfinite_at: Any) -> None:
         """Takes over what the compiled steps saw, `[row]`, first step with a non-finite metric or -1."""

@@ -195,7 +195,7 @@ class Bench:
 
     def _compile(self, layouts: Sequence[Layout]) -> None:
         """Side by side."""
-        lowered = [programs.lower(self._group.with_layout(layout), self._mesh)[2] for layout in layouts]
+        lowered = [programs.lower(self._group.with_layout(layout), self._mesh)[1] for layout in layouts]
         with ThreadPoolExecutor(machine.num_cores()) as pool:
             compiled = list(pool.map(lambda each: each.compile(compiler_options=self._options), lowered))
         self._compiled |= dict(zip(layouts, compiled, strict=True))
@@ -214,7 +214,7 @@ class Bench:
         return expected < MEMORY_SHARE * machine.device_memory(self._devices)
 
     def _rate(self, group: Group, program: Callable, seconds: float) -> float:
-        segment = programs.segment(group, program)
+        steps = programs.steps(group, program)
         rows = group.width * self._mesh.size
         places = np.arange(rows) % len(self._leaves[0])
         carry = programs.to_devices([leaf[places] for leaf in self._leaves], self._carry)
@@ -222,7 +222,7 @@ class Bench:
         at, num_steps = 0, 1
         while True:
             began = time.perf_counter()
-            carry = segment(*arguments, carry, np.int32(0), np.int32(at), np.int32(at + num_steps))
+            carry = steps(*arguments, carry, at, at + num_steps)
             jax.block_until_ready(carry)
             at, spent = at + num_steps, time.perf_counter() - began
             if at > 1 and spent > seconds / 2:  # the first step warms it up

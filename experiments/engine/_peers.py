@@ -184,40 +184,46 @@ def python_loop(work: Workload) -> Rate:
 def _jax_rate(
     each: Learner, work: Workload, num_rows: int, spread: Callable, stepwise: bool, sharding: Any = None
 ) -> Rate:
-    """Steps and evaluation, compiled as `spread` says; 0 rows are one run without an axis."""
-    assert each.update is not None
-    update = each.update
+    """Steps and evaluation, compiled as `spread` says; 0 rows are one run without an axis.
 
-    def steps(state: Any, rate: jax.Array, data: Any, start: jax.Array, stop: jax.Array) -> Any:
+    A run has a rate and a seed of its own, as in the engine: its batches are drawn for it alone.
+    """
+
+    def steps(state: Any, run: Any, data: Any, start: jax.Array, stop: jax.Array) -> Any:
+        seed, rate = run
+
         def step(index: jax.Array, state: Any) -> Any:
-            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 1), index)
-            return update(key, _hyper(each, rate), data, state)[0]
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), index)
+            return each.step(key, _hyper(each, rate), data, state)[0]
 
         return step(start, state) if stepwise else jax.lax.fori_loop(start, stop, step, state)
 
-    def evaluate(state: Any, rate: jax.Array, data: Any) -> Any:
-        return each.evaluate(jax.random.key(0), _hyper(each, rate), data, state)
+    def evaluate(state: Any, run: Any, data: Any) -> Any:
+        seed, rate = run
+        return each.evaluate(jax.random.key(seed), _hyper(each, rate), data, state)
 
-    def init(rate: jax.Array, data: Any) -> Any:
-        return each.init(jax.random.fold_in(jax.random.key(0), 0), _hyper(each, rate), data)
+    def init(run: Any, data: Any) -> Any:
+        seed, rate = run
+        return each.init(jax.random.fold_in(jax.random.key(seed), 0), _hyper(each, rate), data)
 
     rates: Any = np.resize(work.rates(), num_rows) if num_rows else work.rates()[0]
     everywhere = sharding and NamedSharding(sharding.mesh, PartitionSpec())
-    rates, data = jax.device_put(rates, sharding), jax.device_put(each.data, everywhere)
-    state = jax.jit(spread(init, 1, 1))(rates, data)
+    runs = jax.device_put((np.zeros(np.shape(rates), np.uint32), rates), sharding)
+    data = jax.device_put(each.data, everywhere)
+    state = jax.jit(spread(init, 1, 1))(runs, data)
     held, index = [state, None], np.int32(0)
     options = machine.compiler_options(jax.local_devices())
-    lowered = jax.jit(spread(steps, 2, 3), donate_argnums=0).lower(state, rates, data, index, index)
+    lowered = jax.jit(spread(steps, 2, 3), donate_argnums=0).lower(state, runs, data, index, index)
     train = lowered.compile(compiler_options=options)
-    measure = jax.jit(spread(evaluate, 2, 1)).lower(state, rates, data).compile(compiler_options=options)
+    measure = jax.jit(spread(evaluate, 2, 1)).lower(state, runs, data).compile(compiler_options=options)
 
     def advance(num_steps: int) -> None:
         ranges = [(at, at + 1) for at in range(num_steps)] if stepwise else [(0, num_steps)]
         for start, stop in ranges:
-            held[0] = train(held[0], rates, data, np.int32(start), np.int32(stop))
+            held[0] = train(held[0], runs, data, np.int32(start), np.int32(stop))
 
     def look() -> None:
-        held[1] = measure(held[0], rates, data)
+        held[1] = measure(held[0], runs, data)
 
     contender = Contender(max(num_rows, 1), advance, look, lambda: jax.block_until_ready(held))
     return lambda seconds: pace(contender, seconds)
