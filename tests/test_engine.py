@@ -87,6 +87,43 @@ def test_a_run_is_bit_identical_in_another_slot_and_beside_a_nan_run(devices):
         np.testing.assert_array_equal(metric(crowd, (0.01, 3), name), values[0])
 
 
+def test_what_chance_decides_is_the_step_s_own_wherever_calls_end(devices, monkeypatch):
+    def make_learner(config, num_steps):
+        def update(drawn, hyper, data, state):
+            return state.at[drawn["step"]].set(drawn["number"] * hyper["scale"]), {"batch/number": drawn["number"]}
+
+        def draw(key, hyper, data):
+            return {"step": data[jax.random.randint(key, (), 0, len(data))], "number": jax.random.normal(key)}
+
+        def init(key, hyper, data):
+            return jnp.zeros(len(data))
+
+        def evaluate(key, hyper, data, state):
+            return {"test/state": state}
+
+        return Learner(np.arange(7), {"scale": Range()}, init, update, evaluate, draw)
+
+    runs = grid(hyper={"scale": (1.0, 2.0)}, seeds=2)
+    made = finished(runs, devices, make_learner=make_learner, num_steps=40, num_evals=4)
+    for seed in (0, 1):
+        key, expected = jax.random.fold_in(jax.random.key(np.uint32(seed)), 1), np.zeros(7)
+        for step in range(40):
+            own = jax.random.fold_in(key, step)
+            expected[int(jax.random.randint(own, (), 0, 7))] = float(jax.random.normal(own))
+        np.testing.assert_array_equal(metric(made, (1.0, seed), "test/state")[-1], expected.astype(np.float32))
+        np.testing.assert_array_equal(metric(made, (2.0, seed), "test/state")[-1], 2 * expected.astype(np.float32))
+    monkeypatch.setattr(engine, "SEGMENT_SECONDS", 0.0)  # a step a call
+    again = finished(runs, devices, make_learner=make_learner, num_steps=40, num_evals=4)
+    for key in made:
+        np.testing.assert_array_equal(metric(again, key, "test/state"), metric(made, key, "test/state"))
+
+
+def test_a_learner_without_an_update_makes_no_step():
+    idle = quadratic_learner({}, 0)._replace(update=None)
+    with pytest.raises(TypeError, match="nothing is trained"):
+        idle.step(jax.random.key(0), {}, idle.data, jnp.zeros(()))
+
+
 def test_padding_changes_nothing(devices):
     few = finished(grid(hyper={"learning_rate": (0.01, 0.1)}, seeds=1), devices)
     full = finished(grid(hyper={"learning_rate": (0.01, 0.1)}, seeds=10), devices)

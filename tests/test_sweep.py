@@ -22,8 +22,9 @@ IDENTITY = Identity("tests.any", 1, "main", 100)
 
 names = st.text("abcdefgh_", min_size=1, max_size=6).filter(lambda name: name not in grids.RESERVED)
 numbers = st.floats(allow_nan=False, allow_infinity=False, width=32)
+texts = st.text("ab_ 0.é中🙂", max_size=5)
 hypers = st.dictionaries(names, numbers, max_size=4)
-configs = st.dictionaries(names, st.one_of(st.integers(-99, 99), st.booleans(), st.text(max_size=5)), max_size=3)
+configs = st.dictionaries(names, st.one_of(st.integers(-99, 99), st.booleans(), texts), max_size=3)
 
 
 def all_runs(declared):

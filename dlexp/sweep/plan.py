@@ -18,7 +18,7 @@ from dlexp.types import Learner, Measurement, Range, Sweep
 DEFAULT_WIDTH = {"cpu": 8, "gpu": 512, "tpu": 512}  # runs vmapped on one device, at most, unless measured otherwise
 CACHED_BYTES = 24 * 2**20  # all intermediate values of a call on a CPU, by the estimate: more, and caches do not help
 EVALUATIONS_KEPT = 16  # at most, by one call
-KEPT_BYTES = 2**16  # of a run's evaluations, at most
+KEPT_BYTES = 2**14  # of a run's evaluations, at most
 MEMORY_SHARE = 0.5  # of a device's memory that one call may take by estimate
 _LARGEST = float(np.finfo(np.float32).max)
 

@@ -32,7 +32,7 @@ _FAST_FLOPS = 1e12  # the same of anything else
 LOOP_HURTS = 2.0  # as many times as long as the fastest: then a call a step may be better
 NEAR = 1.15  # as many times as long as the fastest: timed again
 GAIN = 1.03  # as many times as fast as the default layout: less is noise
-CHUNK_SECONDS = 0.004  # that a chunk takes on the host, to be begun and saved, until it was measured
+CHUNK_SECONDS = 0.007  # that a chunk takes beside its steps, to be begun, evaluated and saved, until it was measured
 TIMED_SECONDS = 0.15  # of one timing
 TIMED_AGAIN_SECONDS = 0.5  # of those that nearly won, where what a call costs beside its steps is small
 
