@@ -221,6 +221,17 @@ def test_a_pace_predicts_the_seconds_of_the_next_training(devices):
     assert expected == pytest.approx(chunks[-1].seconds, rel=0.25)
 
 
+def test_evaluations_that_cost_less_together_than_alone_leave_the_start_of_a_chunk_what_it_was(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(engine.time, "perf_counter", lambda: now)
+    clock = engine._Clock()
+    clock.started(1.0)
+    clock.noted(10, 10, 2.0)
+    now = 3.5
+    assert clock.pace().start == pytest.approx(0.5)
+    assert clock.pace().seconds(10, 11) == pytest.approx(3.5)
+
+
 def test_what_does_not_fit_is_left_to_the_engine(devices, monkeypatch):
     plan = plan_of("shallow", devices, num_steps=50_000)
     monkeypatch.setattr(tuning, "WORTH_SECONDS", 0.0)

@@ -250,8 +250,9 @@ class _Clock:
     def noted(self, num_steps: int, num_evals: int, seconds: float) -> None:
         """Steps were made, evaluations among them."""
         self._num_steps, self._num_evals = self._num_steps + num_steps, self._num_evals + num_evals
-        self._training += max(seconds - num_evals * self._evaluation, 1e-6)
-        self._evaluating += num_evals * self._evaluation
+        evaluating = min(num_evals * self._evaluation, seconds)  # alone, at the start, one takes a call more
+        self._training += max(seconds - evaluating, 1e-6)
+        self._evaluating += evaluating
         possible = int(SEGMENT_SECONDS * num_steps / max(seconds, 1e-6))
         self.steps = max(1, min(10 * max(num_steps, self.steps), possible))
 
