@@ -72,16 +72,8 @@ def of(group: Group, compiled: Sequence[Callable]) -> Programs:
 
 def steps(group: Group, compiled: Callable) -> Callable[..., Carry]:
     """Returns `(seeds, hyper, data, carry, start, stop) -> carry`, no evaluations, from the second program."""
-
-    def steps(*args: Any) -> Carry:
-        *fixed, carry, start, stop = args
-        if not group.layout.stepwise:
-            return compiled(*fixed, carry, np.int32(start), np.int32(stop), np.int32(_NEVER))[0]
-        for index in range(start, stop):
-            carry = compiled(*fixed, carry, np.int32(0), np.int32(index))
-        return carry
-
-    return steps
+    segment = _step_by_step(compiled) if group.layout.stepwise else _many_intervals(compiled)
+    return lambda *args: segment(*args, _NEVER)[0]
 
 
 def pieces(start: int, stop: int, interval: int) -> Iterator[tuple[int, int, bool]]:
@@ -95,7 +87,7 @@ def pieces(start: int, stop: int, interval: int) -> Iterator[tuple[int, int, boo
 def _many_intervals(compiled: Callable) -> Callable:
     def segment(*args: Any) -> tuple[Carry, Callable[[], list[Evaluation]]]:
         *fixed, carry, start, stop, interval = args
-        num_kept = sum(is_evaluated for *_, is_evaluated in pieces(start, stop, interval))
+        num_kept = stop // interval - start // interval
         carry, kept = compiled(*fixed, carry, *map(np.int32, (start, stop, interval)))
 
         def evaluations() -> list[Evaluation]:
@@ -107,7 +99,7 @@ def _many_intervals(compiled: Callable) -> Callable:
     return segment
 
 
-def _step_by_step(step: Callable, evaluate: Callable) -> Callable:
+def _step_by_step(step: Callable, evaluate: Callable | None = None) -> Callable:
     """A call a step: some programs (convolutions on a CPU) are much slower inside a compiled loop."""
 
     def segment(*args: Any) -> tuple[Carry, Callable[[], list[Evaluation]]]:
@@ -116,7 +108,7 @@ def _step_by_step(step: Callable, evaluate: Callable) -> Callable:
         for first, end, is_evaluated in pieces(start, stop, interval):
             for index in range(max(first, 0), end):
                 carry = step(*fixed, carry, np.int32(first - first % interval), np.int32(index))
-            if is_evaluated:
+            if evaluate and is_evaluated:
                 kept.append(evaluate(*fixed, carry))
         return carry, lambda: kept
 
