@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from dlexp import losses
 from dlexp.data import Dataset, Split
-from dlexp.optim import Optimizer
+from dlexp.optim import Optimizer, take_step
 from dlexp.types import Hyper, Key, Learner, Metrics, Model, PyTree, Range
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -89,8 +88,8 @@ def supervised(
             return loss(outputs, labels).mean(), _split_params(variables)[1]
 
         (value, rest), grads = jax.value_and_grad(batch_loss, has_aux=True)(state.params)
-        updates, opt_state = optimizer.make_tx(hyper).update(grads, state.opt_state, state.params)
-        return State(optax.apply_updates(state.params, updates), rest, opt_state), {"batch/loss": value}
+        params, opt_state = take_step(optimizer.make_tx(hyper), grads, state.opt_state, state.params)
+        return State(params, rest, opt_state), {"batch/loss": value}
 
     def evaluate(key: Key, hyper: Hyper, data: Dataset, state: State) -> Metrics:
         measured: dict[str, jax.Array] = {}

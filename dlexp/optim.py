@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dlexp.types import Hyper, Range
+from dlexp import choices, xla
+from dlexp.types import Hyper, PyTree, Range
 
 LEARNING_RATE = Range(0.0, math.inf)
 _DECAY = Range(0.0, 1.0, open_high=True)
 _POSITIVE = Range(0.0, math.inf, open_low=True)
+_VECTOR = 16  # numbers in one of a CPU's
 
 
 class Schedule(NamedTuple):
@@ -44,6 +46,31 @@ class Optimizer(NamedTuple):
 
     hyper: Mapping[str, Range]
     make_tx: Callable[[Hyper], optax.GradientTransformation]
+
+
+def take_step(
+    tx: optax.GradientTransformation, grads: PyTree, opt_state: PyTree, params: PyTree
+) -> tuple[PyTree, PyTree]:
+    """Returns the parameters and the optimizer's state after one step of an Optax transformation.
+
+    Where programs are compiled for it (`dlexp.xla`), all of it in one pass over memory: what the parameters need of
+    the new state is written a second time, so that no loop waits for another's array.
+    """
+    updates, next_state = tx.update(grads, opt_state, params)
+    if choices.choose("optimizer", xla.ways_to_update()) == xla.ONE_PASS:
+        updates, _ = tx.update(_in_other_words(grads), _in_other_words(opt_state), params)
+    return optax.apply_updates(params, updates), next_state
+
+
+def _in_other_words(tree: PyTree) -> PyTree:
+    """The same numbers, computed so that XLA does not see that they are; only where its loops fill whole vectors."""
+    one = jax.lax.optimization_barrier(jnp.ones(()))
+
+    def times_one(leaf: jax.Array) -> jax.Array:
+        is_wide = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim and leaf.shape[-1] % _VECTOR == 0
+        return leaf * one.astype(leaf.dtype) if is_wide else leaf
+
+    return jax.tree.map(times_one, tree)
 
 
 def constant() -> Schedule:

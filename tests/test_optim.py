@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from dlexp import optim
+from dlexp import choices, optim
 from dlexp.theory import optimizers as theory
 
 
@@ -27,6 +27,29 @@ def steps_on_constant_gradient(optimizer, num_steps, gradient=0.7, **given):
         updates, state = update({"w": jnp.asarray(gradient, float)}, state, params)
         steps.append(-float(updates["w"]) / 0.01)
     return np.array(steps)
+
+
+@pytest.mark.parametrize("way", ["one_pass", "passes"])
+def test_a_step_is_optax_s_whichever_way_it_is_computed(devices, way):
+    rng = np.random.default_rng(0)
+    params, grads = ({"wide": rng.normal(size=(3, 16)), "narrow": rng.normal(size=5)} for _ in range(2))
+    params, grads = (jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree) for tree in (params, grads))
+    grads["wide"] = grads["wide"].at[0, :3].set(jnp.array([jnp.nan, jnp.inf, -0.0]))
+    optimizer = optim.chain(optim.clip_by_value(), optim.adamw())
+    tx = optimizer.make_tx(values(optimizer, learning_rate=0.01, clip_value=0.5))
+    state = tx.init(params)
+    expected, expected_state = params, state
+    with choices.made({"optimizer": way}):
+        take_step = jax.jit(lambda *args: optim.take_step(tx, *args))
+        for _ in range(3):
+            params, state = take_step(grads, state, params)
+            updates, expected_state = tx.update(grads, expected_state, expected)
+            expected = optax.apply_updates(expected, updates)
+    jax.tree.map(
+        lambda got, right: np.testing.assert_allclose(got, right, rtol=1e-6),
+        (params, state),
+        (expected, expected_state),
+    )
 
 
 @pytest.mark.usefixtures("x64")

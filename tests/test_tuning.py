@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ from dlexp import api, choices, learner, losses, models, optim, report
 from dlexp.data import Dataset, bundled
 from dlexp.models import ConvLayer
 from dlexp.results import load
-from dlexp.sweep import engine, grid, pace, programs, tuning
+from dlexp.sweep import engine, grid, machine, pace, programs, tuning
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Identity
 from dlexp.sweep.pace import Layout, Measured, Pace
@@ -30,6 +31,8 @@ def network(kind):
     if kind == "cnn":
         layers = (ConvLayer(3, 3, padding=1), ConvLayer(4, 3, stride=2))
         return models.cnn(input_shape=(8, 8, 1), conv_layers=layers, num_outputs=10)
+    if kind == "wide":
+        return models.mlp(width=16, num_layers=2, num_outputs=10)
     return models.mlp(width=5, num_layers=2 if kind == "shallow" else 20, num_outputs=10, residual=True)
 
 
@@ -55,9 +58,15 @@ def losses_of(plan, devices):
 @pytest.mark.parametrize(
     ("kind", "open_choices"),
     [
-        ("shallow", {}),
-        ("deep", {"layers": ("scanned", "unrolled")}),
-        ("cnn", {"convolution": ("winograd", "batch_last", "patches", "rows", "shifted", "native")}),
+        ("shallow", {"optimizer": ("one_pass", "passes")}),
+        ("deep", {"layers": ("scanned", "unrolled"), "optimizer": ("one_pass", "passes")}),
+        (
+            "cnn",
+            {
+                "convolution": ("winograd", "batch_last", "patches", "rows", "shifted", "native"),
+                "optimizer": ("one_pass", "passes"),
+            },
+        ),
     ],
 )
 def test_a_group_says_what_its_networks_leave_open(devices, kind, open_choices):
@@ -78,6 +87,7 @@ def test_a_choice_that_is_none_of_the_options_is_refused():
         ("cnn", Layout(1, False, (("convolution", "rows"),))),
         ("cnn", Layout(4, False, (("convolution", "shifted"),))),
         ("deep", Layout(2, False, (("layers", "unrolled"),))),
+        ("wide", Layout(8, False, (("optimizer", "passes"),))),
     ],
 )
 @pytest.mark.usefixtures("x64")
@@ -85,6 +95,18 @@ def test_no_layout_changes_what_is_computed(devices, kind, layout):
     plan = plan_of(kind, devices)
     other = plan._replace(groups=tuple(group.with_layout(layout) for group in plan.groups))
     np.testing.assert_allclose(losses_of(other, devices), losses_of(plan, devices), rtol=1e-9)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="multi-output fusion is asked for on a CPU")
+def test_adam_updates_moments_and_weights_in_one_loop_where_that_was_chosen(devices):
+    group = plan_of("wide", devices).groups[0]
+    made = {}
+    for way in ("one_pass", "passes"):
+        other = group.with_layout(Layout(2, False, (("optimizer", way),)))
+        text = programs.lower(other, machine.mesh(devices))[1].compile().as_text()
+        made[way] = [line for line in text.splitlines() if re.search(r"= \((f32\[2,64,16\]\S*( |\)) ?){3}fusion", line)]
+    assert len(made["one_pass"]) == 1
+    assert made["passes"] == []
 
 
 def search(group, seconds_of):
@@ -102,7 +124,7 @@ def search(group, seconds_of):
 def test_the_search_widens_as_long_as_that_helps(devices):
     group = plan_of("shallow", devices).groups[0]
     tried = search(group, lambda layout: abs(layout.width - 64) + 1)
-    assert [layout.width for layout in tried] == [8, 16, 4, 32, 64, 128]
+    assert [layout.width for layout in tried] == [8, 8, 16, 4, 32, 64, 128]
 
 
 def test_the_search_takes_one_call_a_step_where_a_loop_hurts(devices):
@@ -111,10 +133,12 @@ def test_the_search_takes_one_call_a_step_where_a_loop_hurts(devices):
         return 4.0 * layout.width if native and layout.stepwise else 150.0 if native else 50.0
 
     tried = search(plan_of("cnn", devices).groups[0], seconds)
-    assert min(tried, key=lambda layout: tried[layout]) == Layout(1, True, (("convolution", "native"),))
+    assert min(tried, key=lambda layout: tried[layout]) == Layout(
+        1, True, (("convolution", "native"), ("optimizer", "passes"))
+    )
     stepwise = [layout for layout in tried if layout.stepwise]
     assert {dict(layout.choices)["convolution"] for layout in stepwise} == {"native"}
-    assert [layout.width for layout in stepwise] == [8, 16, 4, 2, 1]
+    assert [layout.width for layout in stepwise] == [8, 8, 16, 4, 2, 1]
 
 
 def test_a_group_that_pays_is_timed_and_the_fastest_layout_kept(devices, monkeypatch):

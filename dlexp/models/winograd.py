@@ -99,12 +99,13 @@ def _convolve_rows_backward(num_columns: int, kept: tuple, grads: jax.Array) -> 
         row, next_row, by_kernels = carry
         y0, y1 = _row(grads, 2 * pair), _row(grads, 2 * pair + 1)
         by_products = (y0, y0 + y1, y0 - y1, -y1)
-        e0, e1, e2, e3 = (narrow(kernel @ each) for kernel, each in zip(kernels, by_products, strict=True))
+        s0, s1, s2, s3 = (kernel @ each for kernel, each in zip(kernels, by_products, strict=True))
         by_kernels = tuple(
             total + jax.lax.dot_general(seen, each, (((1,), (1,)), ((), ())))
             for total, each, seen in zip(by_kernels, by_products, _of_rows(beside, pair), strict=True)
         )
-        return (e1 + e2 - e0, -e3, by_kernels), jnp.stack([row + e0, next_row + e1 - e2 + e3])
+        now = row + narrow(s0), next_row + narrow(s1 - s2 + s3)
+        return (narrow(s1 + s2 - s0), narrow(-s3), by_kernels), jnp.stack(now)
 
     nothing = jnp.zeros((num_inputs, beside.shape[2] + most), beside.dtype)
     no_kernels = tuple(jnp.zeros_like(kernel) for kernel in kernels)

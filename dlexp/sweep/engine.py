@@ -143,7 +143,7 @@ def train(
     mesh = machine.mesh(devices)
     pool = ThreadPoolExecutor(machine.num_cores())
     place_data = _cached_placement(NamedSharding(mesh, PartitionSpec()))
-    compile_once = programs.compile_once_in(pool, machine.compiler_options(devices))
+    compile_once = programs.compile_once_in(pool)
     compile_group = _group_compiler(mesh, compile_once)
     try:
         for index, futures in _look_ahead(_set_compiling(plan, done, compile_group), _LOOK_AHEAD):

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 import dlexp
+from dlexp import xla
 
 _UNKNOWN_MEMORY = 8 * 2**30
 
@@ -21,6 +22,7 @@ def start_devices() -> list[jax.Device]:
     """Returns the local devices; on a CPU that is not in use yet, one device a core."""
     with contextlib.suppress(RuntimeError):  # the backend is up already, as in a notebook: take what there is
         jax.config.update("jax_num_cpu_devices", num_cores())
+        xla.allow_one_pass()
     return jax.local_devices()
 
 
@@ -58,11 +60,6 @@ def cache_folder() -> Path:
     import pooch
 
     return Path(os.environ.get("DLEXP_CACHE_DIR", "") or pooch.os_cache("dlexp"))
-
-
-def compiler_options(devices: list[jax.Device]) -> dict[str, Any]:
-    """Returns what XLA is told: on a CPU, to use vectors of 512 bits where there are such; its own choice is 256."""
-    return {"xla_cpu_prefer_vector_width": 512} if devices[0].platform == "cpu" else {}
 
 
 def enable_compile_cache() -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlexp import choices
+from dlexp import choices, xla
 from dlexp.sweep import cost, machine, pace
 from dlexp.sweep.grids import Family, Identity, Run, run_id
 from dlexp.sweep.pace import Layout, Measured
@@ -31,7 +31,7 @@ class Group(NamedTuple):
       learner: what a run does.
       num_runs: runs of the grid in this group.
       layout: how its programs are made; fixed for the group.
-      open: choice -> the options that its networks leave open.
+      open: choice -> the options that its networks and optimizers leave open.
       program: names what its programs compute, on these devices: groups of equal name are equally fast.
       measured: how fast it was here before, None where it was not.
       num_params: numbers in the learner's `params`.
@@ -183,17 +183,18 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
     costs = [cost.of(jaxpr) for jaxpr in traced]
     program = pace.name_of(traced, devices)
     measured = pace.recall(program)
+    left_open = {name: options for name, options in asked.items() if len(options) > 1}
     group = Group(
         family,
         learner,
         sweep.grid.num_runs(family),
-        _default_layout(devices, state, data, costs),
+        _default_layout(devices, state, data, costs)._replace(choices=_usual_choices(left_open)),
         _num_params(state),
         cost.num_bytes(state),
         sum(times * each.flops for times, each in zip((sweep.num_evals + 1, sweep.num_steps), costs, strict=False)),
         costs[0].flops,
         max(1, min(EVALUATIONS_KEPT, KEPT_BYTES // max(_num_bytes_made(traced[0]), 1))),
-        {name: options for name, options in asked.items() if len(options) > 1},
+        left_open,
         program,
         measured,
     )
@@ -214,6 +215,11 @@ def _default_layout(devices: list[jax.Device], state: Any, data: Any, costs: lis
     while width > 1 and (width * held > available or (on_cpu and width * touched > CACHED_BYTES)):
         width //= 2
     return Layout(width)
+
+
+def _usual_choices(left_open: Collection[str]) -> tuple[tuple[str, str], ...]:
+    """What is known better than by the first options: an update in one pass costs convolutions more than it gains."""
+    return (("optimizer", xla.PASSES),) if {"convolution", "optimizer"} <= set(left_open) else ()
 
 
 def _num_bytes_made(jaxpr: Any) -> int:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dlexp import choices
+from dlexp import choices, xla
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Run
 from dlexp.sweep.plan import Group
@@ -60,6 +60,17 @@ class Programs(NamedTuple):
 
     initialize: Callable[..., Carry]
     segment: Callable[..., tuple[Carry, Callable[[], list[Evaluation]]]]
+
+
+class Lowered(NamedTuple):
+    """A program, traced but not compiled, and what XLA is to be told of it."""
+
+    program: Any
+    options: Mapping[str, Any]
+
+    def compile(self) -> Any:
+        """Returns the executable."""
+        return self.program.compile(compiler_options=dict(self.options))
 
 
 def of(group: Group, compiled: Sequence[Callable]) -> Programs:
@@ -139,14 +150,19 @@ def arguments(group: Group, runs: Sequence[Run], sharding: NamedSharding) -> tup
     return jax.device_put((seeds, hyper), sharding)
 
 
-def lower(group: Group, mesh: jax.sharding.Mesh) -> list[Any]:
+def lower(group: Group, mesh: jax.sharding.Mesh) -> list[Lowered]:
     """Returns the group's programs, traced but not compiled: initialize, then what `of` makes its segments of.
 
     That is the evaluation where nothing is trained; a step and the evaluation where the layout is step by step; else
     one program of steps and evaluations.
     """
-    with choices.made(dict(group.layout.choices)):
-        return _lower(group, mesh)
+    made = dict(group.layout.choices)
+    way_to_update = made.get("optimizer", group.open.get("optimizer", (xla.PASSES,))[0])
+    platform = mesh.devices.flat[0].platform
+    with choices.made(made):
+        initialize, *others = _lower(group, mesh)
+    first = Lowered(initialize, xla.compiler_options(platform))
+    return [first, *(Lowered(program, xla.compiler_options(platform, way_to_update)) for program in others)]
 
 
 def _lower(group: Group, mesh: jax.sharding.Mesh) -> list[Any]:
@@ -377,8 +393,8 @@ def _all_finite(metrics: PyTree) -> jax.Array:
     return jnp.stack(checks).all() if checks else jnp.ones((), bool)
 
 
-def compile_once_in(pool: ThreadPoolExecutor, options: Mapping[str, Any]) -> Callable[[Any], Future]:
-    """Compiles lowered programs in the background, with XLA's options; equal ones share an executable.
+def compile_once_in(pool: ThreadPoolExecutor) -> Callable[[Lowered], Future]:
+    """Compiles lowered programs in the background; equal ones share an executable.
 
     Programs of equal text that are called with other trees (the evaluation of another optimizer's state, say) are
     compiled after the first, so that the compile cache on disk answers for them.
@@ -386,20 +402,17 @@ def compile_once_in(pool: ThreadPoolExecutor, options: Mapping[str, Any]) -> Cal
     shared: MutableMapping[Any, Future] = WeakValueDictionary()  # a sweep of many groups keeps few programs
     first_with: MutableMapping[str, Future] = WeakValueDictionary()
 
-    def after(first: Future, lowered: Any) -> Any:
+    def after(first: Future, lowered: Lowered) -> Any:
         first.result()
-        return compile_one(lowered)
+        return lowered.compile()
 
-    def compile_one(lowered: Any) -> Any:
-        return lowered.compile(compiler_options=dict(options))
-
-    def submit(lowered: Any) -> Future:
-        text = lowered.as_text()
-        key = (text, lowered.in_tree, lowered.out_tree)
+    def submit(lowered: Lowered) -> Future:
+        text = f"{lowered.options} {lowered.program.as_text()}"
+        key = (text, lowered.program.in_tree, lowered.program.out_tree)
         future = shared.get(key)
         if future is None:
             first = first_with.get(text)
-            future = pool.submit(after, first, lowered) if first else pool.submit(compile_one, lowered)
+            future = pool.submit(after, first, lowered) if first else pool.submit(lowered.compile)
             shared[key] = future
             first_with.setdefault(text, future)
         return future

@@ -1,11 +1,11 @@
 """The layout of a group's programs, chosen by timing them where that pays.
 
 The rule: a group whose training would take long even so is timed, a fraction of a second a layout. First its default
-layout; then what its networks leave open; what a compiled loop makes twice as slow as the fastest, once more with one
-call a step; then twice and half the width, as long as that helps. A round of timings is made only where it is expected
-to take less than a tenth of the training that is left, and the default layout stays unless another is 3% faster. What
-won is kept for this machine and these programs. Batches are not shared between runs of one seed: measured
-on a CPU, that made a small perceptron 5% faster and a larger one 15% slower.
+layout; then what its networks and optimizers leave open, one name after another, and what a compiled loop makes twice
+as slow as the fastest, once more with one call a step; then twice and half the width, as long as that helps. A round
+of timings is made only where it is expected to take less than a tenth of the training that is left, and the default
+layout stays unless another is 3% faster. What won is kept for this machine and these programs. Batches are not shared
+between runs of one seed: measured on a CPU, that made a small perceptron 5% faster and a larger one 15% slower.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import contextlib
 import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice, product
+from itertools import islice
 from typing import Any
 
 import jax
@@ -73,13 +73,13 @@ def tuned(
 def rounds(group: Group) -> Rounds:
     """Yields layouts to be timed, round by round; is sent the seconds of training of all that were."""
     seconds = yield [group.layout]
-    names = sorted(group.open)
-    open_ways = [tuple(zip(names, options, strict=True)) for options in product(*(group.open[name] for name in names))]
-    if group.open:
-        # The first of all options is what the default layout does.
-        seconds = yield [group.layout._replace(choices=way) for way in open_ways[1:]]
+    for name in sorted(group.open):
+        best = min(seconds, key=lambda layout: seconds[layout])
+        made, options = dict(best.choices), group.open[name]
+        others = [made | {name: option} for option in options if option != made.get(name, options[0])]
+        seconds = yield [best._replace(choices=tuple(sorted(other.items()))) for other in others]
         least = min(seconds.values())
-        if hurt := [layout._replace(stepwise=True) for layout in seconds if seconds[layout] > LOOP_HURTS * least]:
+        if hurt := [layout._replace(stepwise=True) for layout in seconds if _is_hurt(layout, seconds, least)]:
             seconds = yield hurt
     while True:
         best = min(seconds, key=lambda layout: seconds[layout])
@@ -88,6 +88,11 @@ def rounds(group: Group) -> Rounds:
         if not untried:
             return
         seconds = yield untried
+
+
+def _is_hurt(layout: Layout, seconds: Mapping[Layout, float], least: float) -> bool:
+    is_new = layout._replace(stepwise=True) not in seconds
+    return not layout.stepwise and is_new and seconds[layout] > LOOP_HURTS * least
 
 
 def _may_be_worth_it(group: Group, num_missing: int, devices: list[jax.Device]) -> bool:
@@ -167,9 +172,8 @@ class Bench:
         self._plan, self._group, self._devices, self._stopping = plan, group, devices, stopping
         self._mesh = machine.mesh(devices)
         self._over_runs = NamedSharding(self._mesh, PartitionSpec("run"))
-        self._options = machine.compiler_options(devices)
         self._data = jax.device_put(group.learner.data, NamedSharding(self._mesh, PartitionSpec()))
-        initialize = programs.lower(group, self._mesh)[0].compile(compiler_options=self._options)
+        initialize = programs.lower(group, self._mesh)[0].compile()
         self._carry = initialize(*self._seeds_and_hyper(group), self._data)
         self._leaves = programs.to_host(self._carry)
         self._bytes: dict[int, float] = {}
@@ -197,7 +201,7 @@ class Bench:
         """Side by side."""
         lowered = [programs.lower(self._group.with_layout(layout), self._mesh)[1] for layout in layouts]
         with ThreadPoolExecutor(machine.num_cores()) as pool:
-            compiled = list(pool.map(lambda each: each.compile(compiler_options=self._options), lowered))
+            compiled = list(pool.map(lambda each: each.compile(), lowered))
         self._compiled |= dict(zip(layouts, compiled, strict=True))
         for layout, program in zip(layouts, compiled, strict=True):
             if memory := program.memory_analysis():

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dlexp import choices, learner, losses, models, optim
+from dlexp import choices, learner, losses, models, optim, xla
 from dlexp.data import Dataset
 from dlexp.sweep import Grid, engine, geomspace, grid, machine
 from dlexp.sweep import plan as planning
@@ -146,8 +146,12 @@ def bare_loop(work: Workload, layout: Layout) -> Rate:
         many = jax.vmap(function, in_axes=axes)
         return jax.shard_map(many, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("run"), check_vma=False)
 
-    with choices.made(dict(layout.choices)):
-        return _jax_rate(each, work, num_rows, spread, layout.stepwise, NamedSharding(mesh, PartitionSpec("run")))
+    made = dict(layout.choices)
+    options = xla.compiler_options(devices[0].platform, made.get("optimizer", xla.ways_to_update()[0]))
+    with choices.made(made):
+        return _jax_rate(
+            each, work, num_rows, spread, layout.stepwise, options, NamedSharding(mesh, PartitionSpec("run"))
+        )
 
 
 def one_vmap(work: Workload) -> Rate:
@@ -156,7 +160,7 @@ def one_vmap(work: Workload) -> Rate:
     def spread(function: Callable, num_swept: int, num_shared: int) -> Callable:
         return jax.vmap(function, in_axes=(*[0] * num_swept, *[None] * num_shared))
 
-    return _jax_rate(_linen_learner(work), work, work.num_runs, spread, False)
+    return _usual_rate(work, work.num_runs, spread, False)
 
 
 def one_scan_a_run(work: Workload) -> Rate:
@@ -169,7 +173,7 @@ def one_scan_a_run(work: Workload) -> Rate:
 
         return one
 
-    return _jax_rate(_linen_learner(work), work, 1, alone, False)
+    return _usual_rate(work, 1, alone, False)
 
 
 def python_loop(work: Workload) -> Rate:
@@ -178,11 +182,24 @@ def python_loop(work: Workload) -> Rate:
     def alone(function: Callable, num_swept: int, num_shared: int) -> Callable:
         return function
 
-    return _jax_rate(_linen_learner(work), work, 0, alone, True)
+    return _usual_rate(work, 0, alone, True)
+
+
+def _usual_rate(work: Workload, num_rows: int, spread: Callable, stepwise: bool) -> Rate:
+    """Of Linen's own layers, and the optimizer's passes as Optax has them."""
+    options = xla.compiler_options(jax.local_devices()[0].platform)
+    with choices.made({"optimizer": xla.PASSES}):
+        return _jax_rate(_linen_learner(work), work, num_rows, spread, stepwise, options)
 
 
 def _jax_rate(
-    each: Learner, work: Workload, num_rows: int, spread: Callable, stepwise: bool, sharding: Any = None
+    each: Learner,
+    work: Workload,
+    num_rows: int,
+    spread: Callable,
+    stepwise: bool,
+    options: dict[str, Any],
+    sharding: Any = None,
 ) -> Rate:
     """Steps and evaluation, compiled as `spread` says; 0 rows are one run without an axis.
 
@@ -212,7 +229,6 @@ def _jax_rate(
     data = jax.device_put(each.data, everywhere)
     state = jax.jit(spread(init, 1, 1))(runs, data)
     held, index = [state, None], np.int32(0)
-    options = machine.compiler_options(jax.local_devices())
     lowered = jax.jit(spread(steps, 2, 3), donate_argnums=0).lower(state, runs, data, index, index)
     train = lowered.compile(compiler_options=options)
     measure = jax.jit(spread(evaluate, 2, 1)).lower(state, runs, data).compile(compiler_options=options)

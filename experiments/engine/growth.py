@@ -140,9 +140,7 @@ def compiling(config: Config, num_steps: int) -> Measurement:
         before = jax_config.jax_enable_compilation_cache
         jax_config.update("jax_enable_compilation_cache", False)
         began = time.perf_counter()
-        programs.lower(plan.groups[0], machine.mesh(devices))[1].compile(
-            compiler_options=machine.compiler_options(devices)
-        )
+        programs.lower(plan.groups[0], machine.mesh(devices))[1].compile()
         seconds = time.perf_counter() - began
         jax_config.update("jax_enable_compilation_cache", before)
         return {"compile/seconds": seconds}

@@ -29,7 +29,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dlexp import choices, cli, plots
+from dlexp import choices, cli, plots, xla
 from dlexp.claims import Claim, each, judge
 from dlexp.data import Dataset, Split, bundled, idx, mnist1d
 from dlexp.models import ConvLayer
@@ -125,7 +125,7 @@ def ready(name: str) -> Ready:
         rates[who](0.05)
         seconds[who] = time.perf_counter() - began
     bench = tuning.Bench(plan, plan.groups[0], devices)
-    with choices.made({"convolution": "patches"}):
+    with choices.made({"convolution": "patches", "optimizer": xla.PASSES}):
         (counted,) = work.plan(0, 2, EVERY).groups
     return Ready(rates, bench, _explicit(group), counted.flops / EVERY, seconds)
 
@@ -137,13 +137,18 @@ def _takes_part(who: str, name: str) -> bool:
 
 
 def layouts(name: str) -> Iterator[Layout]:
-    """Every layout from which the plan of a workload may choose; on a CPU without the slowest, wide convolutions."""
+    """Every layout from which the plan of a workload may choose; on a CPU without the slowest, wide convolutions.
+
+    Convolutions update in the usual way here; the other way is measured of the chosen layout alone.
+    """
     platform = jax.local_devices()[0].platform
     (group,) = workload(name).plan(0, 2, EVERY).groups
     names = sorted(group.open)
     for options in product(*(group.open[name] for name in names)):
         way = tuple(zip(names, options, strict=True))
         lowering = dict(way).get("convolution")
+        if lowering and not set(group.layout.choices) <= set(way):
+            continue
         widths = WIDTHS[platform] if lowering is None or platform != "cpu" else CONVOLUTION_WIDTHS.get(lowering, (1, 2))
         for width in widths:
             yield from (
@@ -162,7 +167,7 @@ def rounds(config: Config, num_steps: int) -> Measurement:
         measured: dict[str, Any] = {}
         for one in who[start:] + who[:start]:
             measured[f"rate/{one}"] = each.rates[one](ENGINE_SECONDS if one in (ENGINE, BARE) else SECONDS)
-        candidates = list(dict.fromkeys([each.chosen, *layouts(name)]))
+        candidates = list(dict.fromkeys([*_both_ways(each.chosen), *layouts(name)]))
         for layout, rate in each.bench.rates(candidates, SECONDS).items():
             measured[f"layout/{layout}"] = rate
             measured[f"chosen/{layout}"] = float(layout == each.chosen)
@@ -181,6 +186,14 @@ def machine_rates(config: Config, num_steps: int) -> Measurement:
         return {"machine/matmul": matmul_rate(), "machine/memory": memory_rate()}
 
     return Measurement(measure)
+
+
+def _both_ways(layout: Layout) -> Iterator[Layout]:
+    """The layout, and with the other way to update."""
+    yield layout
+    for way in xla.ways_to_update():
+        if ("optimizer", way) not in layout.choices:
+            yield layout._replace(choices=tuple(sorted((dict(layout.choices) | {"optimizer": way}).items())))
 
 
 def _explicit(group: Group) -> Layout:
