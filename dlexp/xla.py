@@ -2,7 +2,7 @@
 
 On a CPU, one loop may make several arrays (multi-output fusion) where programs are compiled so. Adam's two moments and
 the weights are then made in one pass over memory instead of three, if the program is written for it
-(`dlexp.optim.take_step`): perceptrons train 1.03 to 1.2 times as fast. But then XLA computes nothing twice to save a
+(`dlexp.optim.take_step`): perceptrons train 1.01 to 1.2 times as fast. But then XLA computes nothing twice to save a
 pass, which slows convolutions. So it is a choice, made program by program.
 """
 

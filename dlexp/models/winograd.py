@@ -6,7 +6,7 @@ Two rows of outputs come from four rows of inputs, d0 to d3, and the three of th
 
 and are m0 + m1 + m2 and m1 - m2 - m3. What a window sees of a row lies side by side, so each is a product of matrices.
 Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015, https://arxiv.org/abs/1509.09308,
-F(2, 3) in section 4.1. Against `batch_last` of `dlexp.models.lowerings`, networks train 1.05 (images of 8 x 8) and 1.3
+F(2, 3) in section 4.1. Against `batch_last` of `dlexp.models.lowerings`, networks train 1.1 (images of 8 x 8) and 1.4
 times (28 x 28) as fast, measured by `experiments.engine.throughput`.
 """
 

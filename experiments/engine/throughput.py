@@ -139,7 +139,7 @@ def _takes_part(who: str, name: str) -> bool:
 def layouts(name: str) -> Iterator[Layout]:
     """Every layout from which the plan of a workload may choose; on a CPU without the slowest, wide convolutions.
 
-    Convolutions update in the usual way here; the other way is measured of the chosen layout alone.
+    Convolutions update in the plan's way here; the other way is measured of the chosen layout alone.
     """
     platform = jax.local_devices()[0].platform
     (group,) = workload(name).plan(0, 2, EVERY).groups
@@ -147,7 +147,8 @@ def layouts(name: str) -> Iterator[Layout]:
     for options in product(*(group.open[name] for name in names)):
         way = tuple(zip(names, options, strict=True))
         lowering = dict(way).get("convolution")
-        if lowering and not set(group.layout.choices) <= set(way):
+        usual = dict(group.layout.choices).get("optimizer", group.open.get("optimizer", (None,))[0])
+        if lowering and dict(way).get("optimizer") != usual:
             continue
         widths = WIDTHS[platform] if lowering is None or platform != "cpu" else CONVOLUTION_WIDTHS.get(lowering, (1, 2))
         for width in widths:
@@ -331,13 +332,13 @@ def _choice(table: Table) -> np.ndarray:
     return rates[chosen] / rates[best]
 
 
-def _panels(results: Results) -> tuple[Figure, Iterator[tuple[Axes, str]]]:
+def _panels(results: Results, height: float = 3.4) -> tuple[Figure, Iterator[tuple[Axes, str]]]:
     """A figure with a panel for each workload."""
     names = [name for name in (*TITLES, "tiny") if name in results]
     if not names:
         raise NotMeasuredError("no workload was timed")
     num_columns = min(len(names), 2)
-    figure, panels = plots.subplots(-(-len(names) // num_columns), num_columns, width=6.6, height=3.4)
+    figure, panels = plots.subplots(-(-len(names) // num_columns), num_columns, width=6.6, height=height)
     for axes, name in zip(np.ravel(panels), names, strict=False):
         axes.set(title=TITLES.get(name, name), xlabel="steps of runs a second")
     plots.note(figure, _machine_text(results))
@@ -367,16 +368,23 @@ def _rates(results: Results) -> Figure:
 
 
 def _layouts(results: Results) -> Figure:
-    figure, panels = _panels(results)
+    figure, panels = _panels(results, height=4.4)
     for axes, name in panels:
         rates, chosen = _layout_rates(results[name])
         order = sorted(rates, key=lambda layout: -float(np.median(rates[layout])))
         for place, layout in enumerate(order):
             _bar(axes, place, rates[layout], layout == chosen)
-        labels = [f"{layout} (chosen)" if layout == chosen else layout for layout in order]
+        labels = [_short(layout) + (" (chosen)" if layout == chosen else "") for layout in order]
         axes.set_yticks(-np.arange(len(order)), labels, fontsize=8)
         axes.locator_params(axis="x", nbins=5)
     return figure
+
+
+def _short(layout: str) -> str:
+    """What was chosen, without what for."""
+    for name in ("convolution", "layers", "optimizer"):
+        layout = layout.replace(f" {name} ", " ")
+    return layout.replace("_", " ")
 
 
 def _machine_text(results: Results) -> str:
