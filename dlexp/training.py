@@ -78,10 +78,16 @@ def _saved_layouts(manifest: Mapping[str, Any], sweep: str) -> dict[str, Any]:
 def _with_layouts(plan: Plan, layouts: Mapping[str, Any]) -> Plan:
     saved = [layouts.get(_family_key(plan, group)) for group in plan.groups]
     groups = [
-        group.with_layout(Layout.from_json(layout)) if layout else group
+        group.with_layout(_possible(Layout.from_json(layout), group)) if layout else group
         for group, layout in zip(plan.groups, saved, strict=True)
     ]
     return plan._replace(groups=tuple(groups))
+
+
+def _possible(layout: Layout, group: Group) -> Layout:
+    """Without what cannot be chosen here: what XLA can be told depends on the process."""
+    choices = ((name, option) for name, option in layout.choices if option in group.open.get(name, ()))
+    return layout._replace(choices=tuple(choices))
 
 
 def _family_key(plan: Plan, group: Group) -> str:

@@ -207,6 +207,18 @@ def test_a_resumed_sweep_and_a_run_alone_keep_the_layout(devices, tmp_path, monk
     assert [layout["width"] for layout in about["sweeps"]["main"]["layouts"].values()] == [2]
 
 
+def test_a_sweep_goes_on_in_a_process_that_cannot_be_told_the_same(devices, tmp_path, monkeypatch):
+    monkeypatch.setenv("DLEXP_CACHE_DIR", str(tmp_path / "cache"))
+    quiet = {"out": tmp_path, "scale": "smoke", "console": Console(file=io.StringIO())}
+    folder = Path(api.run(experiment(1), **quiet).folder)
+    about = json.loads((folder / "manifest.json").read_text())
+    for layout in about["sweeps"]["main"]["layouts"].values():
+        layout["choices"] = [["optimizer", "one_pass"]]
+    (folder / "manifest.json").write_text(json.dumps(about))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_extra_options=")  # the user has other plans
+    assert len(load(api.run(experiment(2), **quiet).folder)["main"].frame) == 6
+
+
 def test_the_pieces_of_a_call_end_at_every_evaluation():
     assert list(programs.pieces(5, 25, 10)) == [(5, 10, True), (10, 20, True), (20, 25, False)]
     assert list(programs.pieces(-10, 0, 10)) == [(-10, 0, True)]
