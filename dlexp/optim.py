@@ -21,7 +21,6 @@ from dlexp.types import Hyper, PyTree, Range
 LEARNING_RATE = Range(0.0, math.inf)
 _DECAY = Range(0.0, 1.0, open_high=True)
 _POSITIVE = Range(0.0, math.inf, open_low=True)
-_VECTOR = 16  # numbers in one of a CPU's
 
 
 class Schedule(NamedTuple):
@@ -67,8 +66,8 @@ def _in_other_words(tree: PyTree) -> PyTree:
     one = jax.lax.optimization_barrier(jnp.ones(()))
 
     def times_one(leaf: jax.Array) -> jax.Array:
-        is_wide = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim and leaf.shape[-1] % _VECTOR == 0
-        return leaf * one.astype(leaf.dtype) if is_wide else leaf
+        is_wide = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim and leaf.shape[-1] % xla.VECTOR == 0
+        return leaf * one.astype(leaf.dtype) if is_wide or xla.is_narrow(leaf) else leaf
 
     return jax.tree.map(times_one, tree)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlexp import learner, losses, models, optim
+from dlexp import learner, losses, models, optim, xla
 from dlexp.data import bundled, mnist1d
 from dlexp.models import convolutional, initializers, layers, lowerings, perceptron, winograd
 from dlexp.sweep import cost, grid
@@ -78,7 +78,25 @@ def test_every_lowering_of_a_convolution_equals_the_librarys(monkeypatch, own, n
         np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize(("num_inputs", "num_outputs"), [(7, 3), (3, 7), (130, 70)])
+def test_narrow_matrices_are_turned_in_memory_and_keep_their_numbers():
+    shapes = {"kernel": (32, 10), "stacked": (3, 16, 2), "wide": (16, 16), "small": (15, 10), "bias": (10,)}
+    leaves = {name: jax.random.normal(jax.random.key(0), (4, *shape)) for name, shape in shapes.items()}
+    leaves["count"] = jnp.arange(4 * 16).reshape(4, 16, 1)
+    turn = jax.jit(jax.vmap(xla.with_narrow_turned))
+    jax.tree.map(np.testing.assert_array_equal, turn(leaves), leaves)
+    assert turn.lower(leaves).as_text().count("LayoutConstraint") == 2
+
+
+def test_relu_and_its_derivative_are_those_of_jax_to_the_bit():
+    relu, inputs = (
+        layers.activation_function("relu"),
+        jnp.array([-jnp.inf, -1.0, -0.0, 0.0, 1e-30, 2.0, jnp.inf, jnp.nan]),
+    )
+    for ours, theirs in zip(*(jax.vmap(jax.value_and_grad(f))(inputs) for f in (relu, jax.nn.relu)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("num_inputs", "num_outputs"), [(7, 3), (3, 7), (130, 70), (32, 3)])
 @pytest.mark.usefixtures("x64")
 def test_every_derivative_of_a_dense_product_is_the_products(num_inputs, num_outputs):
     rng = np.random.default_rng(0)

@@ -31,8 +31,8 @@ def steps_on_constant_gradient(optimizer, num_steps, gradient=0.7, **given):
 
 @pytest.mark.parametrize("way", ["one_pass", "passes"])
 def test_a_step_is_optax_s_whichever_way_it_is_computed(devices, way):
-    rng = np.random.default_rng(0)
-    params, grads = ({"wide": rng.normal(size=(3, 16)), "narrow": rng.normal(size=5)} for _ in range(2))
+    rng, shapes = np.random.default_rng(0), {"wide": (3, 16), "narrow": (16, 3), "row": (5,)}
+    params, grads = ({name: rng.normal(size=shape) for name, shape in shapes.items()} for _ in range(2))
     params, grads = (jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree) for tree in (params, grads))
     grads["wide"] = grads["wide"].at[0, :3].set(jnp.array([jnp.nan, jnp.inf, -0.0]))
     optimizer = optim.chain(optim.clip_by_value(), optim.adamw())

