@@ -141,6 +141,23 @@ def test_the_search_takes_one_call_a_step_where_a_loop_hurts(devices):
     assert [layout.width for layout in stepwise] == [8, 8, 16, 4, 2, 1]
 
 
+def test_layouts_are_compared_with_the_best_so_far_while_other_work_slows_all():
+    narrow, wide = Layout(1), Layout(2)
+
+    class Slowing:
+        calls = 0
+
+        def rates(self, layouts, seconds=0.0):
+            self.calls += 1
+            return {layout: {narrow: 100.0, wide: 150.0}[layout] / self.calls for layout in layouts}
+
+    bench = Slowing()
+    first = tuning._beside_the_best(bench, [narrow], {}, {})
+    assert first == {narrow: 100.0}
+    second = tuning._beside_the_best(bench, [wide], {narrow: 1.0}, {str(narrow): 100.0})
+    assert second == {wide: pytest.approx(150.0)}
+
+
 def test_a_group_that_pays_is_timed_and_the_fastest_layout_kept(devices, monkeypatch):
     plan = plan_of("cnn", devices, num_steps=50_000)
     said = []

@@ -2,10 +2,11 @@
 
 The rule: a group whose training would take long even so is timed, a fraction of a second a layout. First its default
 layout; then what its networks and optimizers leave open, one name after another, and what a compiled loop makes twice
-as slow as the fastest, once more with one call a step; then twice and half the width, as long as that helps. A round
-of timings is made only where it is expected to take less than a tenth of the training that is left, and the default
-layout stays unless another is 3% faster. What won is kept for this machine and these programs. Batches are not shared
-between runs of one seed: measured on a CPU, that made a small perceptron 5% faster and a larger one 15% slower.
+as slow as the fastest, once more with one call a step; then twice and half the width, as long as that helps. Each round
+is timed three times in turn with the best so far, because other work slows a machine for whole seconds. A round is made
+only where it is expected to take less than a tenth of the training that is left, and the default layout stays unless
+another is 3% faster. What won is kept for this machine and these programs. Batches are not shared between runs of one
+seed: measured on a CPU, that made a small perceptron 5% faster and a larger one 15% slower.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def _tuned(plan: Plan, group: Group, num_missing: int, bench: Bench, tell: Calla
     layouts, spent = next(search), 0.0
     while True:
         began = time.perf_counter()
-        for layout, rate in bench.rates(layouts).items():
+        for layout, rate in _beside_the_best(bench, layouts, seconds, rates).items():
             rates[str(layout)] = rate
             seconds[layout] = _training_seconds(plan, group, num_missing, layout, rate)
         for layout in layouts:
@@ -140,11 +141,28 @@ def _tuned(plan: Plan, group: Group, num_missing: int, bench: Bench, tell: Calla
     return group._replace(layout=best, measured=measured)
 
 
+def _beside_the_best(
+    bench: Bench, layouts: list[Layout], seconds: Mapping[Layout, float], rates: Mapping[str, float]
+) -> dict[Layout, float]:
+    """The rates of layouts as they compare with the best so far, which is timed again in turn with them."""
+    if not seconds:
+        return bench.rates(layouts)
+    best = min(seconds, key=lambda layout: seconds[layout])
+    found = _in_turn(bench, [best, *layouts], TIMED_SECONDS)
+    now = found.pop(best, 0.0)
+    return {layout: rate * (rates[str(best)] / now if now else 1.0) for layout, rate in found.items()}
+
+
 def _timed_again(bench: Bench, seconds: Mapping[Layout, float]) -> dict[Layout, float]:
-    """The rates of those that nearly won, and of the default, timed in turn: other work here slows all alike."""
+    """The rates of those that nearly won, and of the default."""
     least = min(seconds.values())
     near = [layout for place, layout in enumerate(seconds) if place == 0 or seconds[layout] < NEAR * least]
-    timed = [bench.rates(near, TIMED_AGAIN_SECONDS) for _ in range(3)]
+    return _in_turn(bench, near, TIMED_AGAIN_SECONDS)
+
+
+def _in_turn(bench: Bench, layouts: list[Layout], seconds: float) -> dict[Layout, float]:
+    """The median of three rates of each, timed in turn: other work here slows all alike."""
+    timed = [bench.rates(layouts, seconds) for _ in range(3)]
     return {layout: float(np.median([one.get(layout, 0.0) for one in timed])) for layout in timed[0]}
 
 
