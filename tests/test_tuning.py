@@ -153,9 +153,9 @@ def test_layouts_are_compared_with_the_best_so_far_while_other_work_slows_all():
 
     bench = Slowing()
     first = tuning._beside_the_best(bench, [narrow], {}, {})
-    assert first == {narrow: 100.0}
-    second = tuning._beside_the_best(bench, [wide], {narrow: 1.0}, {str(narrow): 100.0})
-    assert second == {wide: pytest.approx(150.0)}
+    assert first == {narrow: 50.0}
+    second = tuning._beside_the_best(bench, [wide], {narrow: 1.0}, {str(narrow): 50.0})
+    assert second == {wide: pytest.approx(75.0)}
 
 
 def test_a_group_that_pays_is_timed_and_the_fastest_layout_kept(devices, monkeypatch):

@@ -27,7 +27,7 @@ def activation_function(name: str) -> Callable[[jax.Array], jax.Array]:
     Raises:
       ValueError: where there is none.
     """
-    if name == "relu":
+    if name == "relu" and jax.default_backend() == "cpu":
         return _relu
     function = getattr(jax.nn, name, None)
     if not callable(function) or name.startswith("_"):
@@ -39,7 +39,8 @@ def activation_function(name: str) -> Callable[[jax.Array], jax.Array]:
 def _relu(inputs: jax.Array) -> jax.Array:
     """`jax.nn.relu`, whose derivative reads the outputs, so that the inputs need not be written to memory.
 
-    The barrier keeps XLA from reading the inputs all the same. Measured: small perceptrons train 1.04 times as fast.
+    The barrier keeps XLA from reading the inputs all the same. Measured on a CPU: small perceptrons train 1.04 times as
+    fast.
     """
     return jnp.maximum(inputs, 0)
 

@@ -144,9 +144,9 @@ def _tuned(plan: Plan, group: Group, num_missing: int, bench: Bench, tell: Calla
 def _beside_the_best(
     bench: Bench, layouts: list[Layout], seconds: Mapping[Layout, float], rates: Mapping[str, float]
 ) -> dict[Layout, float]:
-    """The rates of layouts as they compare with the best so far, which is timed again in turn with them."""
+    """The rates of layouts as they compare with the best so far, if any, which is timed again in turn with them."""
     if not seconds:
-        return bench.rates(layouts)
+        return _in_turn(bench, layouts, TIMED_SECONDS)
     best = min(seconds, key=lambda layout: seconds[layout])
     found = _in_turn(bench, [best, *layouts], TIMED_SECONDS)
     now = found.pop(best, 0.0)
