@@ -124,7 +124,7 @@ def search(group, seconds_of):
 def test_the_search_widens_as_long_as_that_helps(devices):
     group = plan_of("shallow", devices).groups[0]
     tried = search(group, lambda layout: abs(layout.width - 64) + 1)
-    assert [layout.width for layout in tried] == [8, 8, 16, 4, 32, 64, 128]
+    assert [layout.width for layout in tried] == [8, 8, 16, 4, 32, 64, 128, 64]
 
 
 def test_the_search_takes_one_call_a_step_where_a_loop_hurts(devices):
@@ -138,7 +138,7 @@ def test_the_search_takes_one_call_a_step_where_a_loop_hurts(devices):
     )
     stepwise = [layout for layout in tried if layout.stepwise]
     assert {dict(layout.choices)["convolution"] for layout in stepwise} == {"native"}
-    assert [layout.width for layout in stepwise] == [8, 8, 16, 4, 2, 1]
+    assert [layout.width for layout in stepwise] == [8, 8, 16, 4, 2, 1, 1]
 
 
 def test_layouts_are_compared_with_the_best_so_far_while_other_work_slows_all():
@@ -153,9 +153,33 @@ def test_layouts_are_compared_with_the_best_so_far_while_other_work_slows_all():
 
     bench = Slowing()
     first = tuning._beside_the_best(bench, [narrow], {}, {})
-    assert first == {narrow: 50.0}
-    second = tuning._beside_the_best(bench, [wide], {narrow: 1.0}, {str(narrow): 50.0})
-    assert second == {wide: pytest.approx(75.0)}
+    assert first == {narrow: 100.0}
+    second = tuning._beside_the_best(bench, [wide], {narrow: 1.0}, {str(narrow): 100.0})
+    assert second == {wide: pytest.approx(150.0)}
+
+
+def test_the_fastest_turn_counts_and_a_long_training_has_more_of_them():
+    class Disturbed:
+        turns = 0
+
+        def rates(self, layouts, seconds=0.0):
+            self.turns += 1
+            return dict.fromkeys(layouts, 100.0 if self.turns == 2 else 50.0)
+
+    for seconds, num_turns in ((0.0, tuning.TURNS), (60.0, tuning.MOST_TURNS)):
+        bench = Disturbed()
+        assert tuning._in_turn(bench, [Layout(1), Layout(2)], seconds) == {Layout(1): 100.0, Layout(2): 100.0}
+        assert bench.turns == num_turns
+
+
+def test_what_came_close_is_tried_again_at_the_best_width(devices):
+    def seconds(layout):
+        is_one_pass = dict(layout.choices)["optimizer"] == "one_pass" if layout.choices else True
+        return abs(layout.width - 2) + (1.0 if is_one_pass == (layout.width < 8) else 0.9)
+
+    tried = search(plan_of("shallow", devices).groups[0], seconds)
+    assert [layout.width for layout in tried] == [8, 8, 16, 4, 2, 1, 2, 4, 1]
+    assert tuning._best(tried) == Layout(2, False, (("optimizer", "passes"),))
 
 
 def test_a_group_that_pays_is_timed_and_the_fastest_layout_kept(devices, monkeypatch):

@@ -2,11 +2,12 @@
 
 The rule: a group whose training would take long even so is timed, a fraction of a second a layout. First its default
 layout; then what its networks and optimizers leave open, one name after another, and what a compiled loop makes twice
-as slow as the fastest, once more with one call a step; then twice and half the width, as long as that helps. Each round
-is timed three times in turn with the best so far, because other work slows a machine for whole seconds. A round is made
-only where it is expected to take less than a tenth of the training that is left, and the default layout stays unless
-another is 3% faster. What won is kept for this machine and these programs. Batches are not shared between runs of one
-seed: measured on a CPU, that made a small perceptron 5% faster and a larger one 15% slower.
+as slow as the fastest, once more with one call a step; then twice and half the width, as long as that helps; and what
+came near the fastest, again at its width. All of a round take turns with the best so far, and the fastest turn of each
+counts: other work on the machine only slows, for whole seconds. A round is made only where it is expected to take less
+than a tenth of the training that is left, and the default layout stays unless another is 3% faster. What won is kept
+for this machine and these programs. Batches are not shared between runs of one seed: measured on a CPU, that made a
+small perceptron 5% faster and a larger one 15% slower.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ SHARE = 0.1  # of the training that is left, that a round of timings may take
 SLOW_FLOPS = {"cpu": 2e10}  # a second and device, that small networks reach at least
 _FAST_FLOPS = 1e12  # the same of anything else
 LOOP_HURTS = 2.0  # as many times as long as the fastest: then a call a step may be better
-NEAR = 1.15  # as many times as long as the fastest: timed again
+NEAR = 1.15  # as many times as long as the fastest: timed again in the end
+CLOSE = 1.3  # as many times as long as the fastest of its width: tried again at the best width
 GAIN = 1.03  # as many times as fast as the default layout: less is noise
 CHUNK_SECONDS = 0.007  # that a chunk takes beside its steps, to be begun, evaluated and saved, until it was measured
 TIMED_SECONDS = 0.15  # of one timing
-TIMED_AGAIN_SECONDS = 0.5  # of those that nearly won, where what a call costs beside its steps is small
+TURNS, MOST_TURNS = 3, 10  # of a round; of those that nearly won, where the training is long
 
 Rounds = Generator[list[Layout], dict[Layout, float], None]
 
@@ -73,27 +75,52 @@ def tuned(
 
 def rounds(group: Group) -> Rounds:
     """Yields layouts to be timed, round by round; is sent the seconds of training of all that were."""
-    seconds = yield [group.layout]
-    for name in sorted(group.open):
-        best = min(seconds, key=lambda layout: seconds[layout])
-        made, options = dict(best.choices), group.open[name]
-        others = [made | {name: option} for option in options if option != made.get(name, options[0])]
-        seconds = yield [best._replace(choices=tuple(sorted(other.items()))) for other in others]
-        least = min(seconds.values())
-        if hurt := [layout._replace(stepwise=True) for layout in seconds if _is_hurt(layout, seconds, least)]:
-            seconds = yield hurt
-    while True:
-        best = min(seconds, key=lambda layout: seconds[layout])
-        widths = [width for width in (2 * best.width, best.width // 2) if width]
-        untried = [layout for layout in (best._replace(width=width) for width in widths) if layout not in seconds]
-        if not untried:
-            return
-        seconds = yield untried
+    seconds, num_timed = (yield [group.layout]), 0
+    while len(seconds) > num_timed:
+        num_timed = len(seconds)
+        for name in sorted(group.open):
+            if others := _others(name, group.open[name], seconds):
+                seconds = yield others
+            if hurt := [layout._replace(stepwise=True) for layout in seconds if _is_hurt(layout, seconds)]:
+                seconds = yield hurt
+        while untried := _twice_and_half(seconds):
+            seconds = yield untried
 
 
-def _is_hurt(layout: Layout, seconds: Mapping[Layout, float], least: float) -> bool:
-    is_new = layout._replace(stepwise=True) not in seconds
-    return not layout.stepwise and is_new and seconds[layout] > LOOP_HURTS * least
+def _others(name: str, options: Sequence[str], seconds: Mapping[Layout, float]) -> list[Layout]:
+    """The best so far with each other option of a choice that was never tried, or came close at another width."""
+    best = _best(seconds)
+
+    def option_of(layout: Layout) -> str:
+        return dict(layout.choices).get(name, options[0])
+
+    def is_close(layout: Layout) -> bool:
+        return seconds[layout] < CLOSE * min(seconds[other] for other in seconds if other.width == layout.width)
+
+    def is_promising(option: str) -> bool:
+        tried = [layout for layout in seconds if option_of(layout) == option]
+        return option != option_of(best) and (not tried or any(map(is_close, tried)))
+
+    others = [dict(best.choices) | {name: option} for option in filter(is_promising, options)]
+    layouts = [best._replace(choices=tuple(sorted(other.items()))) for other in others]
+    return [layout for layout in layouts if layout not in seconds]
+
+
+def _twice_and_half(seconds: Mapping[Layout, float]) -> list[Layout]:
+    """The best so far at other widths, as far as they were not timed."""
+    best = _best(seconds)
+    widths = [width for width in (2 * best.width, best.width // 2) if width]
+    return [layout for layout in (best._replace(width=width) for width in widths) if layout not in seconds]
+
+
+def _best(seconds: Mapping[Layout, float]) -> Layout:
+    return min(seconds, key=lambda layout: seconds[layout])
+
+
+def _is_hurt(layout: Layout, seconds: Mapping[Layout, float]) -> bool:
+    best = _best(seconds)
+    is_new = layout.width == best.width and layout._replace(stepwise=True) not in seconds
+    return not layout.stepwise and is_new and seconds[layout] > LOOP_HURTS * seconds[best]
 
 
 def _may_be_worth_it(group: Group, num_missing: int, devices: list[jax.Device]) -> bool:
@@ -132,7 +159,7 @@ def _tuned(plan: Plan, group: Group, num_missing: int, bench: Bench, tell: Calla
     for layout, rate in _timed_again(bench, seconds).items():
         rates[str(layout)] = rate
         seconds[layout] = _training_seconds(plan, group, num_missing, layout, rate)
-    best = min(seconds, key=lambda layout: seconds[layout])
+    best = _best(seconds)
     if seconds[group.layout] < GAIN * seconds[best]:
         best = group.layout
     tell(f"{group.family}: {best}, about {seconds[best]:.0f} s")
@@ -146,9 +173,9 @@ def _beside_the_best(
 ) -> dict[Layout, float]:
     """The rates of layouts as they compare with the best so far, if any, which is timed again in turn with them."""
     if not seconds:
-        return _in_turn(bench, layouts, TIMED_SECONDS)
-    best = min(seconds, key=lambda layout: seconds[layout])
-    found = _in_turn(bench, [best, *layouts], TIMED_SECONDS)
+        return _in_turn(bench, layouts)
+    best = _best(seconds)
+    found = _in_turn(bench, [best, *layouts])
     now = found.pop(best, 0.0)
     return {layout: rate * (rates[str(best)] / now if now else 1.0) for layout, rate in found.items()}
 
@@ -157,13 +184,18 @@ def _timed_again(bench: Bench, seconds: Mapping[Layout, float]) -> dict[Layout, 
     """The rates of those that nearly won, and of the default."""
     least = min(seconds.values())
     near = [layout for place, layout in enumerate(seconds) if place == 0 or seconds[layout] < NEAR * least]
-    return _in_turn(bench, near, TIMED_AGAIN_SECONDS)
+    return _in_turn(bench, near, SHARE * least)
 
 
-def _in_turn(bench: Bench, layouts: list[Layout], seconds: float) -> dict[Layout, float]:
-    """The median of three rates of each, timed in turn: other work here slows all alike."""
-    timed = [bench.rates(layouts, seconds) for _ in range(3)]
-    return {layout: float(np.median([one.get(layout, 0.0) for one in timed])) for layout in timed[0]}
+def _in_turn(bench: Bench, layouts: list[Layout], seconds: float = 0.0) -> dict[Layout, float]:
+    """The highest rate of each, in three turns of all; in up to ten that begin within so many seconds."""
+    fastest, began = dict[Layout, float](), time.perf_counter()
+    for turn in range(MOST_TURNS):
+        if turn >= TURNS and time.perf_counter() - began > seconds:
+            break
+        for layout, rate in bench.rates(layouts).items():
+            fastest[layout] = max(rate, fastest.get(layout, 0.0))
+    return fastest
 
 
 def _training_seconds(plan: Plan, group: Group, num_runs: int, layout: Layout, rate: float) -> float:
