@@ -101,9 +101,14 @@ def _others(name: str, options: Sequence[str], seconds: Mapping[Layout, float]) 
         tried = [layout for layout in seconds if option_of(layout) == option]
         return option != option_of(best) and (not tried or any(map(is_close, tried)))
 
-    others = [dict(best.choices) | {name: option} for option in filter(is_promising, options)]
-    layouts = [best._replace(choices=tuple(sorted(other.items()))) for other in others]
+    layouts = [_with_option(best, name, option, options[0]) for option in filter(is_promising, options)]
     return [layout for layout in layouts if layout not in seconds]
+
+
+def _with_option(layout: Layout, name: str, option: str, usual: str) -> Layout:
+    """With the usual option unsaid, so that equal layouts have equal names."""
+    said = dict(layout.choices) | {name: option}
+    return layout._replace(choices=tuple(sorted(pair for pair in said.items() if pair != (name, usual))))
 
 
 def _twice_and_half(seconds: Mapping[Layout, float]) -> list[Layout]:
