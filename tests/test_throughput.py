@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from dlexp import choices, xla
 from dlexp.sweep.pace import Layout
 from experiments.engine import _peers, throughput
 from experiments.engine._timing import Contender, pace
@@ -65,6 +66,13 @@ def test_layouts_are_timed_beside_the_chosen_one():
     assert all(rate > 0 for rate in rates.values())
     assert list(rates) == timed[:2]
     assert ready.flops > 6 * 16 * (64 * 8 + 8 * 8 + 8 * 10)  # a batch forwards and backwards at least
+
+
+def test_a_step_counts_its_share_of_one_evaluation():
+    with choices.made({"optimizer": xla.PASSES}):
+        (long,) = throughput.workload("tiny").plan(0, 2, 1000).groups
+    per_step = (long.flops - long.evaluation_flops) / 1000  # the evaluation before the first step is nobody's
+    assert throughput.ready("tiny").flops == pytest.approx(per_step)
 
 
 def test_the_rates_of_the_machine_are_plausible():

@@ -7,7 +7,8 @@ and evaluates the loss of each on the same 1,000 rows every 100 steps.
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -38,12 +39,14 @@ class Workload(NamedTuple):
       network: its shape.
       batch_size: of a step.
       num_runs: networks that are trained at once by those who train many.
+      num_steps: of a run in the engine.
     """
 
     data: Dataset
     network: Network
     batch_size: int
     num_runs: int
+    num_steps: int = 10 * EVERY
 
     def learner(self) -> Learner:
         """The project's own learner."""
@@ -115,21 +118,28 @@ def _linen_learner(work: Workload) -> Learner:
 def this_engine(work: Workload, layout: Layout) -> Rate:
     """The engine, everything included but compilation and files: initialization, the evaluation before the first step.
 
-    Runs are of 1,000 steps, of 500 where that takes longer than asked for.
+    One sweep goes on from turn to turn, whole chunks at a time. Its first chunk, in which the engine finds out how many
+    steps a call may have, is made beforehand.
     """
     devices = machine.start_devices()
-    made: list[float] = []
+
+    def chunks() -> Iterator[tuple[int, float]]:
+        for seed in count():
+            plan = work.plan(seed, 100_000, work.num_steps)
+            plan = plan._replace(groups=tuple(group.with_layout(layout) for group in plan.groups))
+            for event in engine.train(plan, devices):
+                if isinstance(event, engine.Finished):
+                    yield len(event.runs) * work.num_steps, event.seconds
+
+    sweep = chunks()
+    next(sweep)
 
     def rate(seconds: float) -> float:
-        rows, last = layout.width * len(devices), made[-1] if made else 0.0
-        num_steps = 10 * EVERY if last * seconds > 10 * EVERY * rows else 5 * EVERY
-        chunks = max(1, round(seconds * last / (rows * num_steps)))
-        plan = work.plan(len(made), rows * chunks, num_steps if made else EVERY)
-        plan = plan._replace(groups=tuple(group.with_layout(layout) for group in plan.groups))
-        events = engine.train(plan, devices)
-        spent = sum(event.seconds for event in events if isinstance(event, engine.Finished))
-        made.append(plan.num_runs * plan.sweep.num_steps / spent)
-        return made[-1]
+        made, spent = next(sweep)
+        while spent < seconds:
+            steps, more = next(sweep)
+            made, spent = made + steps, spent + more
+        return made / spent
 
     return rate
 
