@@ -245,7 +245,7 @@ def memory_rate(size: int | None = None) -> float:
 
 def sweeps(scale: str) -> dict[str, Sweep]:
     """Rounds of each workload, and of the machine alone."""
-    seeds = {"smoke": range(2), "cpu": range(6), "gpu": range(16)}[scale]
+    seeds = range({"smoke": 2, "cpu": 6, "gpu": 8}[scale])
     names = ("tiny",) if scale == "smoke" else tuple(TITLES)
     declared = {name: Sweep(grid(config={"workload": (name,)}, seeds=seeds), rounds, num_steps=0) for name in names}
     return declared | {MACHINE: Sweep(grid(config={"workload": (MACHINE,)}, seeds=seeds), machine_rates, num_steps=0)}
