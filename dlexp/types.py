@@ -62,11 +62,13 @@ class Model(NamedTuple):
       init: `(key, hyper, inputs) -> variables`, a mapping with at least the collection `params`.
       apply: `(variables, hyper, inputs, *, key, train) -> (outputs, variables)`.
       hyper: the swept values that `init` and `apply` read, with their legal ranges.
+      is_separable: whether each example goes its own way in training, too: no batch statistics, no chance.
     """
 
     init: Callable[[Key, Hyper, jax.Array], PyTree]
     apply: Callable[..., tuple[jax.Array, PyTree]]
     hyper: Mapping[str, Range] = {}
+    is_separable: bool = False
 
 
 def _the_key_itself(key: Key, hyper: Hyper, data: PyTree) -> Key:

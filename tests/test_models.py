@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlexp import learner, losses, models, optim, xla
-from dlexp.data import bundled, mnist1d
+from dlexp import choices, learner, losses, models, optim, xla
+from dlexp.data import Dataset, bundled, mnist1d
 from dlexp.models import convolutional, initializers, layers, lowerings, perceptron, winograd
 from dlexp.sweep import cost, grid
 from dlexp.sweep.grids import Run
@@ -616,3 +616,48 @@ def test_many_examples_are_evaluated_in_slices(monkeypatch):
         monkeypatch.setattr(convolutional, "_SLICES", ())
         np.testing.assert_allclose(sliced, outputs(model, variables, inputs), rtol=1e-5, atol=1e-5)
         monkeypatch.undo()
+
+
+def small_cnn(wrap=lambda model: model, **options):
+    conv = [models.ConvLayer(4, 3, padding=1, pool=2)]
+    model = wrap(models.cnn(input_shape=(8, 8, 1), conv_layers=conv, num_outputs=10, **options))
+    data = jax.tree.map(jnp.asarray, bundled.load("digits"))
+    data = Dataset(data.train._replace(inputs=data.train.inputs.reshape(-1, 8, 8)))
+    return learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=16)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="batches are cut for a CPU's caches")
+@pytest.mark.usefixtures("x64")
+def test_a_batch_in_quarters_makes_the_step_of_the_whole(monkeypatch):
+    monkeypatch.setattr(learner, "_MANY", 0)
+    each = small_cnn()
+    hyper = {**{name: legal.default for name, legal in each.hyper.items()}, "learning_rate": 0.1}
+    state = each.init(KEY, hyper, each.data)
+    made = []
+    for way in ("whole", "quarters"):
+        with choices.made({"batch": way}):
+            made.append(jax.jit(lambda state: each.step(KEY, hyper, each.data, state))(state))
+    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12), *made)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="batches are cut for a CPU's caches")
+@pytest.mark.parametrize(
+    ("wrap", "normalization", "many", "may_be_cut"),
+    [
+        (lambda model: model, "layer", 16 * 64, True),
+        (lambda model: model, "none", 16 * 64 + 1, False),
+        (lambda model: models.standardised(model, mean=1.0, std=2.0), "none", 0, True),
+        (lambda model: model, "batch", 0, False),
+        (models.shifted, "none", 0, False),
+    ],
+    ids=["large", "small", "standardised", "batch statistics", "shifted at random"],
+)
+def test_batches_of_many_numbers_are_cut_where_no_example_sees_another(
+    monkeypatch, wrap, normalization, many, may_be_cut
+):
+    monkeypatch.setattr(learner, "_MANY", many)
+    each = small_cnn(wrap, normalization=normalization)
+    hyper = {name: legal.default or 0 for name, legal in each.hyper.items()}
+    with choices.asked() as asked:
+        jax.eval_shape(lambda: each.step(KEY, hyper, each.data, each.init(KEY, hyper, each.data)))
+    assert ("batch" in asked) == may_be_cut

@@ -101,7 +101,8 @@ def cnn(
         normalization,
         lowering,
     )
-    return _evaluated_in_slices(from_linen(module, initializer=initializer))
+    model = from_linen(module, initializer=initializer)
+    return _evaluated_in_slices(model._replace(is_separable=normalization != "batch"))
 
 
 def _evaluated_in_slices(model: Model) -> Model:

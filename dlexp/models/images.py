@@ -26,7 +26,7 @@ def standardised(model: Model, *, mean: float, std: float) -> Model:
     def apply(variables: PyTree, hyper: Hyper, inputs: jax.Array, *, key: Key, train: bool) -> tuple[jax.Array, PyTree]:
         return model.apply(variables, hyper, numbers(inputs), key=key, train=train)
 
-    return Model(init, apply, model.hyper)
+    return model._replace(init=init, apply=apply)
 
 
 def shifted(model: Model) -> Model:

@@ -143,16 +143,16 @@ def _takes_part(who: str, name: str) -> bool:
 def layouts(name: str) -> Iterator[Layout]:
     """Every layout from which the plan of a workload may choose; on a CPU without the slowest, wide convolutions.
 
-    Convolutions update in the plan's way here; the other way is measured of the chosen layout alone.
+    Convolutions take what else is open in the plan's way here; other ways are measured of the chosen layout alone.
     """
     platform = jax.local_devices()[0].platform
     (group,) = workload(name).plan(0, 2, EVERY).groups
     names = sorted(group.open)
+    usual = {name: options[0] for name, options in group.open.items()} | dict(group.layout.choices)
     for options in product(*(group.open[name] for name in names)):
         way = tuple(zip(names, options, strict=True))
         lowering = dict(way).get("convolution")
-        usual = dict(group.layout.choices).get("optimizer", group.open.get("optimizer", (None,))[0])
-        if lowering and dict(way).get("optimizer") != usual:
+        if lowering and dict(way) != usual | {"convolution": lowering}:
             continue
         widths = WIDTHS[platform] if lowering is None or platform != "cpu" else CONVOLUTION_WIDTHS.get(lowering, (1, 2))
         for width in widths:
@@ -172,7 +172,7 @@ def rounds(config: Config, num_steps: int) -> Measurement:
         each = ready(name)
         who = list(each.rates)
         start = seed % len(who)
-        candidates = list(dict.fromkeys([*_both_ways(each.chosen), *layouts(name)]))
+        candidates = list(dict.fromkeys([*_other_ways(name, each.chosen), *layouts(name)]))
         measured: dict[str, Any] = {}
         for _ in range(TURNS):
             for key, rate in _turn(each, who[start:] + who[:start], candidates):
@@ -202,12 +202,13 @@ def machine_rates(config: Config, num_steps: int) -> Measurement:
     return Measurement(measure)
 
 
-def _both_ways(layout: Layout) -> Iterator[Layout]:
-    """The layout, and with the other way to update."""
+def _other_ways(name: str, layout: Layout) -> Iterator[Layout]:
+    """The layout, and with each other option of what is open beside the lowering of convolutions."""
     yield layout
-    for way in xla.ways_to_update():
-        if ("optimizer", way) not in layout.choices:
-            yield layout._replace(choices=tuple(sorted((dict(layout.choices) | {"optimizer": way}).items())))
+    (group,) = workload(name).plan(0, 2, EVERY).groups
+    for choice in sorted(group.open.keys() - {"convolution"}):
+        for option in group.open[choice]:
+            yield layout._replace(choices=tuple(sorted((dict(layout.choices) | {choice: option}).items())))
 
 
 def _explicit(group: Group) -> Layout:
@@ -245,7 +246,7 @@ def memory_rate(size: int | None = None) -> float:
 
 def sweeps(scale: str) -> dict[str, Sweep]:
     """Rounds of each workload, and of the machine alone."""
-    seeds = range({"smoke": 2, "cpu": 6, "gpu": 8}[scale])
+    seeds = range({"smoke": 2, "cpu": 8, "gpu": 16}[scale])
     names = ("tiny",) if scale == "smoke" else tuple(TITLES)
     declared = {name: Sweep(grid(config={"workload": (name,)}, seeds=seeds), rounds, num_steps=0) for name in names}
     return declared | {MACHINE: Sweep(grid(config={"workload": (MACHINE,)}, seeds=seeds), machine_rates, num_steps=0)}
@@ -396,7 +397,7 @@ def _layouts(results: Results) -> Figure:
 
 def _short(layout: str) -> str:
     """What was chosen, without what for."""
-    for name in ("convolution", "layers", "optimizer"):
+    for name in ("batch", "convolution", "layers", "optimizer"):
         layout = layout.replace(f" {name} ", " ")
     return layout.replace("_", " ")
 
