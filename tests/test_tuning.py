@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dlexp import api, choices, learner, losses, models, optim, report
+from dlexp import api, choices, learner, losses, models, optim, report, xla
 from dlexp.data import Dataset, bundled
 from dlexp.models import ConvLayer
 from dlexp.results import load
@@ -107,6 +107,14 @@ def test_adam_updates_moments_and_weights_in_one_loop_where_that_was_chosen(devi
         made[way] = [line for line in text.splitlines() if re.search(r"= \((f32\[2,64,16\]\S*( |\)) ?){3}fusion", line)]
     assert len(made["one_pass"]) == 1
     assert made["passes"] == []
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere there is one way to update")
+def test_what_was_timed_with_other_options_open_is_timed_again(devices, monkeypatch):
+    before = plan_of("shallow", devices).groups[0].program
+    assert plan_of("shallow", devices).groups[0].program == before
+    monkeypatch.setattr(xla, "ways_to_update", lambda: (xla.ONE_PASS,))
+    assert plan_of("shallow", devices).groups[0].program != before
 
 
 def search(group, seconds_of):

@@ -71,7 +71,7 @@ class Measured(NamedTuple):
 
 
 def name_of(traced: Sequence[Any], devices: list[jax.Device]) -> str:
-    """Returns a name of what jaxprs compute on these devices, at these versions and this precision."""
+    """Returns a name of jaxprs, or of what else makes programs, on these devices, at these versions and precision."""
     config: Any = jax.config
     where = (jax.__version__, devices[0].device_kind, len(devices), config.jax_default_matmul_precision)
     text = re.sub(r"0x[0-9a-f]+", "", "\n".join(map(str, (*where, *traced))))  # addresses of functions
