@@ -15,7 +15,7 @@ from dlexp.types import Hyper, Key, Learner, Metrics, Model, PyTree, Range
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
-_MANY = 2**15  # numbers in a batch
+_MANY = 2**15  # numbers in a batch: the layers of so many leave a CPU's caches
 
 
 class State(NamedTuple):
@@ -89,10 +89,7 @@ def supervised(
             outputs, variables = model.apply(variables, hyper, inputs, key=drawn.model_key, train=True)
             return loss(outputs, labels).mean(), _split_params(variables)[1]
 
-        gradient = jax.value_and_grad(batch_loss, has_aux=True)
-        if model.is_separable and _may_be_cut(inputs) and choices.choose("batch", ("whole", "quarters")) == "quarters":
-            gradient = _in_quarters(gradient)
-        (value, rest), grads = gradient(state.params, inputs, labels)
+        (value, rest), grads = _gradient(model, batch_loss, inputs)(state.params, inputs, labels)
         params, opt_state = take_step(optimizer.make_tx(hyper), grads, state.opt_state, state.params)
         return State(params, rest, opt_state), {"batch/loss": value}
 
@@ -127,9 +124,13 @@ def _draw_of(batch_size: int | None) -> Callable[[Key, Hyper, Dataset], Drawn]:
     return draw
 
 
-def _may_be_cut(inputs: jax.Array) -> bool:
-    """Whether layers of so many inputs leave a CPU's caches."""
-    return jax.default_backend() == "cpu" and inputs.size >= _MANY and len(inputs) % 4 == 0
+def _gradient(model: Model, batch_loss: Callable[..., PyTree], inputs: jax.Array) -> Callable[..., PyTree]:
+    """Value and gradient; in quarters where the batch is large, may be cut, and that was chosen."""
+    gradient = jax.value_and_grad(batch_loss, has_aux=True)
+    is_large = jax.default_backend() == "cpu" and inputs.size >= _MANY and len(inputs) % 4 == 0
+    if model.is_separable and is_large and choices.choose("batch", ("whole", "quarters")) == "quarters":
+        return _in_quarters(gradient)
+    return gradient
 
 
 def _in_quarters(gradient: Callable[..., PyTree]) -> Callable[..., PyTree]:

@@ -378,7 +378,7 @@ def _rates(results: Results) -> Figure:
             axes.text(1.3 * max(_of(table, one)), -place, text, va="center", fontsize=9)
         axes.set_yticks(-np.arange(len(who)), who)
         low, high = (choose(np.median(_of(table, one)) for one in who) for choose in (min, max))
-        axes.set(xscale="log", xlim=(low / 2, high * (high / low) ** 0.6 * 25))
+        axes.set(xscale="log", xlim=(low / 2, high * (high / low) ** 0.7 * 30))
     return figure
 
 
