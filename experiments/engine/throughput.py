@@ -148,7 +148,7 @@ def layouts(name: str) -> Iterator[Layout]:
     platform = jax.local_devices()[0].platform
     (group,) = workload(name).plan(0, 2, EVERY).groups
     names = sorted(group.open)
-    usual = {name: options[0] for name, options in group.open.items()} | dict(group.layout.choices)
+    usual = dict(_explicit(group).choices)
     for options in product(*(group.open[name] for name in names)):
         way = tuple(zip(names, options, strict=True))
         lowering = dict(way).get("convolution")
