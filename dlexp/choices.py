@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+OWN, SHARED = "own", "shared"  # options of "batches": whether the runs of a call have a seed each, or one
+
 _made: ContextVar[Mapping[str, str] | None] = ContextVar("made", default=None)
 _asked: ContextVar[dict[str, tuple[str, ...]] | None] = ContextVar("asked", default=None)
 
@@ -34,6 +36,11 @@ def choose(name: str, options: Sequence[str]) -> str:
     if option not in options:
         raise ValueError(f"{name} can be {', '.join(options)} here, not {option!r}")
     return option
+
+
+def are_batches_shared() -> bool:
+    """Whether all runs of a call see the same batch, by the choice of whoever compiles."""
+    return (_made.get() or {}).get("batches") == SHARED
 
 
 @contextmanager

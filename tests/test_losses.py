@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlexp import losses
+from dlexp import choices, losses
 
 LOGITS = jnp.array([[2.0, -1.0, 0.5], [0.0, 0.0, 0.0]])
 LABELS = jnp.array([0, 2])
@@ -23,6 +23,23 @@ def test_the_gradient_of_cross_entropy_is_softmax_minus_one_hot():
     gradient = jax.grad(lambda logits: losses.softmax_cross_entropy(logits, LABELS).sum())(LOGITS)
     expected = jax.nn.softmax(LOGITS) - jax.nn.one_hot(LABELS, 3)
     np.testing.assert_allclose(gradient, expected, atol=1e-6)
+
+
+def test_cross_entropy_is_the_same_where_batches_are_shared():
+    logits = 5 * jax.random.normal(jax.random.key(0), (30, 10)).at[0, 3].set(-jnp.inf).at[1, 2].set(jnp.inf)
+    labels = jax.random.randint(jax.random.key(1), (30,), 4, 10)
+
+    def values_and_gradient():
+        finite = logits[2:], labels[2:]
+        values, back = jax.vjp(lambda logits: losses.softmax_cross_entropy(logits, finite[1]), finite[0])
+        return losses.softmax_cross_entropy(logits, labels), back(jnp.ones_like(values))[0]
+
+    usual = values_and_gradient()
+    with choices.made({"batches": "shared"}):
+        shared = values_and_gradient()
+    np.testing.assert_array_equal(np.isfinite(shared[0]), np.isfinite(usual[0]))
+    np.testing.assert_allclose(shared[0][2:], usual[0][2:], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(shared[1], usual[1], rtol=1e-5, atol=1e-6)
 
 
 def test_cross_entropy_stays_finite_where_a_probability_is_zero():

@@ -82,9 +82,13 @@ def test_narrow_matrices_are_turned_in_memory_and_keep_their_numbers():
     shapes = {"kernel": (32, 10), "stacked": (3, 16, 2), "wide": (16, 16), "small": (15, 10), "bias": (10,)}
     leaves = {name: jax.random.normal(jax.random.key(0), (4, *shape)) for name, shape in shapes.items()}
     leaves["count"] = jnp.arange(4 * 16).reshape(4, 16, 1)
-    turn = jax.jit(jax.vmap(xla.with_narrow_turned))
+    turn = jax.jit(jax.vmap(xla.with_matrices_turned))
     jax.tree.map(np.testing.assert_array_equal, turn(leaves), leaves)
     assert turn.lower(leaves).as_text().count("LayoutConstraint") == 2
+    with choices.made({"batches": "shared"}):
+        shared = jax.jit(jax.vmap(lambda tree: xla.with_matrices_turned(tree)))
+        assert shared.lower(leaves).as_text().count("LayoutConstraint") == 3
+        jax.tree.map(np.testing.assert_array_equal, shared(leaves), leaves)
 
 
 def test_relu_and_its_derivative_are_those_of_jax_to_the_bit():
@@ -98,7 +102,9 @@ def test_relu_and_its_derivative_are_those_of_jax_to_the_bit():
 
 @pytest.mark.parametrize(("num_inputs", "num_outputs"), [(7, 3), (3, 7), (130, 70), (32, 3)])
 @pytest.mark.usefixtures("x64")
-def test_every_derivative_of_a_dense_product_is_the_products(num_inputs, num_outputs):
+@pytest.mark.parametrize("batch_last", [False, True])
+def test_every_derivative_of_a_dense_product_is_the_products(num_inputs, num_outputs, batch_last):
+    own = (lambda inputs, kernel: layers._product_batch_last(inputs.T, kernel).T) if batch_last else layers._product
     rng = np.random.default_rng(0)
     inputs, kernel = rng.normal(size=(5, num_inputs)), rng.normal(size=(num_inputs, num_outputs))
     along = rng.normal(size=inputs.shape), rng.normal(size=kernel.shape)
@@ -112,7 +118,7 @@ def test_every_derivative_of_a_dense_product_is_the_products(num_inputs, num_out
 
         return [product(inputs, kernel), jax.grad(loss, 1)(inputs, kernel), *curvature(inputs, kernel)]
 
-    for ours, theirs in zip(derivatives(layers._product), derivatives(jnp.matmul), strict=True):
+    for ours, theirs in zip(derivatives(own), derivatives(jnp.matmul), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-11)
 
 

@@ -47,6 +47,22 @@ def test_a_union_counts_a_run_once():
     assert sum(map((left | right).num_runs, (left | right).families())) == len(runs)
 
 
+def test_the_runs_of_one_seed_are_those_of_all_with_that_seed():
+    axis = {"learning_rate": (0.1, 0.2, 0.3)}
+    for declared, counts in (
+        (grid(hyper=axis, seeds=(5, 7)), {3: 2}),
+        (grid(hyper=axis, seeds=(5, 7)) | grid(hyper={"learning_rate": (0.3, 0.4)}, seeds=(7, 9)), {3: 1, 4: 1, 2: 1}),
+    ):
+        (family,) = declared.families()
+        runs = list(declared.runs(family))
+        seeds = declared.seeds(family)
+        assert sorted(seeds) == sorted({run.seed for run in runs})
+        for seed in seeds:
+            assert list(declared.runs(family, seed)) == [run for run in runs if run.seed == seed]
+        assert declared.num_seeds_by_runs(family) == counts
+        assert declared.num_runs(family) == len(runs)
+
+
 def test_blocks_with_other_axes_are_other_groups():
     ragged = grid(config={"kind": ("x",)}, hyper={"a": (1,)}) | grid(
         config={"kind": ("x",)}, hyper={"a": (1,), "b": (2,)}

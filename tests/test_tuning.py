@@ -25,6 +25,7 @@ from dlexp.types import Experiment, Sweep
 from tests.conftest import small_learner
 
 RATES = (0.001, 0.01, 0.1)
+SHARED = (("batches", "shared"),)
 
 
 def network(kind):
@@ -33,6 +34,11 @@ def network(kind):
         return models.cnn(input_shape=(8, 8, 1), conv_layers=layers, num_outputs=10)
     if kind == "wide":
         return models.mlp(width=16, num_layers=2, num_outputs=10)
+    if kind == "regularized":
+        options = {"normalization": "batch", "dropout": "inverted", "residual": True}
+        return models.mlp(width=16, num_layers=4, num_outputs=10, **options)
+    if kind == "preactivation":
+        return models.mlp(width=16, num_layers=4, num_outputs=10, preactivation=True, normalization="layer")
     return models.mlp(width=5, num_layers=2 if kind == "shallow" else 20, num_outputs=10, residual=True)
 
 
@@ -41,7 +47,8 @@ def plan_of(kind, devices, *, num_steps=20, num_evals=2):
         data = Dataset(bundled.load("digits").train)
         return learner.supervised(network(kind), losses.softmax_cross_entropy, optim.adam(), data, batch_size=16)
 
-    sweep = Sweep(grid(hyper={"learning_rate": RATES}, seeds=2), make_learner, num_steps, num_evals)
+    swept = {"learning_rate": RATES} | ({"dropout_rate": (0.3,)} if kind == "regularized" else {})
+    sweep = Sweep(grid(hyper=swept, seeds=2), make_learner, num_steps, num_evals)
     return planning.make(Identity("tests.tuning", 1, "main", num_steps), sweep, devices)
 
 
@@ -58,20 +65,14 @@ def losses_of(plan, devices):
 @pytest.mark.parametrize(
     ("kind", "open_choices"),
     [
-        ("shallow", {"optimizer": ("one_pass", "passes")}),
-        ("deep", {"layers": ("scanned", "unrolled"), "optimizer": ("one_pass", "passes")}),
-        (
-            "cnn",
-            {
-                "convolution": ("winograd", "batch_last", "patches", "rows", "shifted", "native"),
-                "optimizer": ("one_pass", "passes"),
-            },
-        ),
+        ("shallow", {}),
+        ("deep", {"layers": ("scanned", "unrolled")}),
+        ("cnn", {"convolution": ("winograd", "batch_last", "patches", "rows", "shifted", "native")}),
     ],
 )
 def test_a_group_says_what_its_networks_leave_open(devices, kind, open_choices):
     group = plan_of(kind, devices).groups[0]
-    assert group.open == open_choices
+    assert group.open == open_choices | {"optimizer": ("one_pass", "passes"), "batches": ("own", "shared")}
     assert plan_of(kind, devices).groups[0].program == group.program  # asked anew, named alike
 
 
@@ -88,6 +89,11 @@ def test_a_choice_that_is_none_of_the_options_is_refused():
         ("cnn", Layout(4, False, (("convolution", "shifted"),))),
         ("deep", Layout(2, False, (("layers", "unrolled"),))),
         ("wide", Layout(8, False, (("optimizer", "passes"),))),
+        ("wide", Layout(2, False, SHARED)),
+        ("regularized", Layout(2, False, SHARED)),
+        ("preactivation", Layout(1, True, SHARED)),
+        ("cnn", Layout(2, False, SHARED)),
+        ("deep", Layout(2, False, SHARED)),
     ],
 )
 @pytest.mark.usefixtures("x64")
@@ -117,6 +123,53 @@ def test_what_was_timed_with_other_options_open_is_timed_again(devices, monkeypa
     assert plan_of("shallow", devices).groups[0].program != before
 
 
+@pytest.mark.parametrize("width", [1, 2, 8])
+def test_runs_that_share_their_batches_are_trained_seed_by_seed(devices, width):
+    (group,) = plan_of("shallow", devices).groups
+    shared = group.with_layout(Layout(width, False, SHARED))
+    plan = plan_of("shallow", devices)._replace(groups=(shared,))
+    ids = [name for name, _ in plan.runs(shared)]
+    assert set(ids) == {name for name, _ in plan.runs(group)}
+    done = {name for name, run in plan.runs(shared) if run == next(run for _, run in plan.runs(shared))}
+    for left_out in ((), done):
+        chunks = [event for event in engine.train(plan, devices, left_out) if isinstance(event, engine.Finished)]
+        assert [name for chunk in chunks for name, _ in chunk.runs] == [name for name in ids if name not in left_out]
+        assert all(len({run.seed for _, run in chunk.runs}) == 1 for chunk in chunks)
+        if not left_out:
+            assert len(chunks) == plan.num_chunks(shared)
+
+
+def test_runs_of_many_seeds_have_no_batches_to_share(devices):
+    plan = planning.make(
+        Identity("tests.tuning", 1, "main", 20),
+        Sweep(grid(hyper={"learning_rate": (0.1,)}, seeds=9), small_learner, 20, 2),
+        devices,
+    )
+    assert "batches" not in plan.groups[0].open
+
+
+def test_how_many_runs_a_seed_has_decides_anew_whether_they_share(devices):
+    def program(num_rates):
+        runs = grid(hyper={"learning_rate": RATES[:num_rates]}, seeds=2)
+        plan = planning.make(Identity("tests.tuning", 1, "main", 20), Sweep(runs, small_learner, 20, 2), devices)
+        return plan.groups[0].program
+
+    assert program(2) == program(2) != program(3)
+
+
+def test_calls_of_one_seed_are_equally_full(devices):
+    (group,) = plan_of("shallow", devices).groups
+    of_twenty = group._replace(num_seeds={20: 3})
+    plan = plan_of("shallow", devices)._replace(num_devices=2)
+    own = Layout(8)
+    assert tuning._evened(plan, of_twenty, own) == own
+    evened = tuning._evened(plan, of_twenty, Layout(8, False, SHARED))
+    assert evened.width == 5
+    assert plan.num_chunks(of_twenty.with_layout(evened)) == 6
+    assert plan.num_chunks(of_twenty.with_layout(evened), 30) == 3
+    assert plan.num_chunks(of_twenty.with_layout(own), 30) == 2
+
+
 def search(group, seconds_of):
     """The layouts that are timed, were each as slow as said."""
     rounds, tried = tuning.rounds(group), {}
@@ -132,7 +185,7 @@ def search(group, seconds_of):
 def test_the_search_widens_as_long_as_that_helps(devices):
     group = plan_of("shallow", devices).groups[0]
     tried = search(group, lambda layout: abs(layout.width - 64) + 1)
-    assert [layout.width for layout in tried] == [8, 8, 16, 4, 32, 64, 128, 64]
+    assert [layout.width for layout in tried] == [8, 8, 8, 16, 4, 32, 64, 128, 64, 64]
 
 
 def test_the_search_takes_one_call_a_step_where_a_loop_hurts(devices):
@@ -182,11 +235,13 @@ def test_the_fastest_turn_counts_and_a_long_training_has_more_of_them():
 
 def test_what_came_close_is_tried_again_at_the_best_width(devices):
     def seconds(layout):
-        is_one_pass = dict(layout.choices)["optimizer"] == "one_pass" if layout.choices else True
+        if ("batches", "shared") in layout.choices:
+            return 12.0
+        is_one_pass = dict(layout.choices).get("optimizer", "one_pass") == "one_pass"
         return abs(layout.width - 2) + (1.0 if is_one_pass == (layout.width < 8) else 0.9)
 
     tried = search(plan_of("shallow", devices).groups[0], seconds)
-    assert [layout.width for layout in tried] == [8, 8, 16, 4, 2, 1, 2, 4, 1]
+    assert [layout.width for layout in tried] == [8, 8, 8, 16, 4, 2, 1, 2, 4, 1]
     assert tuning._best(tried) == Layout(2, False, (("optimizer", "passes"),))
 
 

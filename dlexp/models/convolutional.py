@@ -52,8 +52,8 @@ class _CNN(nn.Module):
         hidden = jnp.swapaxes(hidden, 0, -1) if is_last else hidden
         hidden = hidden.reshape(len(hidden), -1)
         for width in self.dense_widths:
-            hidden = activate(layers.normalize(layers.dense(width)(hidden), self.normalization, train))
-        return layers.dense(self.num_outputs, name="output")(hidden)
+            hidden = activate(layers.normalize(layers.Dense(width)(hidden), self.normalization, train))
+        return layers.Dense(self.num_outputs, name="output")(hidden)
 
 
 def cnn(

@@ -67,8 +67,10 @@ def normalize(inputs: jax.Array, normalization: str, train: bool, axis: int = -1
     return inputs
 
 
-def dropout(inputs: jax.Array, rate: jax.Array, key: Key, *, train: bool, convention: str) -> jax.Array:
-    """Returns the inputs with each unit dropped with probability `rate` in training.
+def dropout(
+    inputs: jax.Array, rate: jax.Array, key: Key, *, train: bool, convention: str, batch_last: bool = False
+) -> jax.Array:
+    """Returns the inputs with each unit dropped with probability `rate` in training; the same ones, batch last or not.
 
     `inverted` divides what is kept by `1 - rate` in training and does nothing at inference; `classic` leaves
     training as it is and multiplies by `1 - rate` at inference. The rate may be traced, below 1.
@@ -79,20 +81,33 @@ def dropout(inputs: jax.Array, rate: jax.Array, key: Key, *, train: bool, conven
         return inputs
     if not train:
         return inputs if convention == "inverted" else inputs * (1.0 - rate)
-    kept = jax.random.bernoulli(key, 1.0 - rate, inputs.shape)
+    shape = inputs.shape[::-1] if batch_last else inputs.shape
+    kept = jax.random.bernoulli(key, 1.0 - rate, shape)
+    kept = kept.T if batch_last else kept
     scaled = inputs / (1.0 - rate) if convention == "inverted" else inputs
     return jnp.where(kept, scaled, 0.0)
 
 
-def dense(width: int, *, name: str | None = None) -> nn.Dense:
-    """Returns Linen's dense layer, whose derivative by the kernel is multiplied in the order that is fast on a CPU."""
-    return nn.Dense(width, dot_general=_dense_product, name=name)
+class Dense(nn.Module):
+    """A dense layer with a bias, whose derivatives are multiplied in the order that is fast on a CPU.
 
+    `[batch, in]` to `[batch, width]`; with the batch last, `[in, batch]` to `[width, batch]`.
+    """
 
-def _dense_product(inputs: jax.Array, kernel: jax.Array, dimensions: Any, *args: Any, **kwargs: Any) -> jax.Array:
-    if inputs.ndim == 2 and jax.default_backend() == "cpu":
-        return _product(inputs, kernel)
-    return jax.lax.dot_general(inputs, kernel, dimensions, *args, **kwargs)
+    width: int
+    batch_last: bool = False
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Returns the outputs before the activation."""
+        kernel_shape = (inputs.shape[0 if self.batch_last else -1], self.width)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), kernel_shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        if self.batch_last:
+            return _product_batch_last(inputs, kernel) + bias[:, None]
+        if inputs.ndim == 2 and jax.default_backend() == "cpu":
+            return _product(inputs, kernel) + bias
+        return inputs @ kernel + bias
 
 
 @jax.custom_jvp
@@ -101,7 +116,7 @@ def _product(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
 
     That is the slow one of a CPU's four. With few outputs it is cheap to take the transpose of the result, otherwise
     that of the inputs; the barriers keep XLA from taking them back. Measured: small perceptrons train 1.07 times as
-    fast. A narrow kernel is multiplied as it lies in training (`xla.with_narrow_turned`), with outputs as rows: 1.09
+    fast. A narrow kernel is multiplied as it lies in training (`xla.with_matrices_turned`), with outputs as rows: 1.09
     times.
     """
     return _turned_product(inputs, kernel) if xla.is_narrow(kernel) else inputs @ kernel
@@ -134,6 +149,37 @@ def _product_derivative(primals: tuple[jax.Array, jax.Array], tangents: tuple[An
 
 
 _product.defjvp(_product_derivative, symbolic_zeros=True)
+
+
+@jax.custom_jvp
+def _product_batch_last(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`kernel.T @ inputs`, `[in, batch]` to `[out, batch]`.
+
+    Where runs see one batch, the first layer's kernels of all of them are one tall matrix, and so are their
+    derivatives: the batch is laid out for the product once, not once a run. Measured: small perceptrons train 1.2 times
+    as fast, larger ones 1.08 times. First and narrow kernels lie as they are multiplied (`xla.with_matrices_turned`).
+    """
+    return jax.lax.dot_general(jax.lax.optimization_barrier(kernel.T), inputs, (((1,), (0,)), ((), ())))
+
+
+def _product_batch_last_derivative(primals: tuple[jax.Array, jax.Array], tangents: tuple[Any, Any]) -> Any:
+    (inputs, kernel), (by_inputs, by_kernel) = primals, tangents
+    terms = []
+    is_first = isinstance(by_inputs, SymbolicZero)
+    if not is_first:
+        terms.append(_contract_first(kernel, by_inputs))
+    if not isinstance(by_kernel, SymbolicZero):
+        lies_turned = is_first or xla.is_narrow(kernel)
+        terms.append(_product_batch_last(inputs, by_kernel) if lies_turned else _contract_first(by_kernel, inputs))
+    return _product_batch_last(inputs, kernel), sum(terms[1:], terms[0])
+
+
+def _contract_first(one: jax.Array, other: jax.Array) -> jax.Array:
+    """`one.T @ other`, whose derivatives are products of matrices as they lie."""
+    return jax.lax.dot_general(one, other, (((0,), (0,)), ((), ())))
+
+
+_product_batch_last.defjvp(_product_batch_last_derivative, symbolic_zeros=True)
 
 
 class Conv(nn.Module):

@@ -8,6 +8,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 
+from dlexp import choices
 from dlexp.choices import check_choice, choose
 from dlexp.models import initializers, layers
 from dlexp.models.linen import from_linen
@@ -31,20 +32,23 @@ def dense_block(
     normalization: str = "none",
     placement: str = "before",
     dropout: str = "none",
+    batch_last: bool = False,
 ) -> jax.Array:
     """Returns dense, normalization, activation (or the last two in the other order), dropout: `[batch, width]`.
 
-    It runs inside a compact method: an experiment's own block may create Linen layers the same way.
+    With the batch last, `[in, batch]` to `[width, batch]`. It runs inside a compact method: an experiment's own block
+    may create Linen layers the same way.
     """
-    hidden = layers.dense(width)(inputs)
+    axis = 0 if batch_last else -1
+    hidden = layers.Dense(width, batch_last)(inputs)
     if placement == "before":
-        hidden = layers.normalize(hidden, normalization, train)
+        hidden = layers.normalize(hidden, normalization, train, axis)
     hidden = layers.activation_function(activation)(hidden)
     if placement == "after":
-        hidden = layers.normalize(hidden, normalization, train)
+        hidden = layers.normalize(hidden, normalization, train, axis)
     if dropout == "none":
         return hidden
-    return layers.dropout(hidden, hyper["dropout_rate"], key, train=train, convention=dropout)
+    return layers.dropout(hidden, hyper["dropout_rate"], key, train=train, convention=dropout, batch_last=batch_last)
 
 
 def preactivation_block(
@@ -56,17 +60,21 @@ def preactivation_block(
     *,
     activation: str = "relu",
     normalization: str = "none",
+    batch_last: bool = False,
 ) -> jax.Array:
     """Returns normalization, activation, dense: `[batch, width]`, the branch of a residual layer with mean zero.
 
+    With the batch last, `[in, batch]` to `[width, batch]`.
     Source: He et al., "Identity Mappings in Deep Residual Networks", 2016, https://arxiv.org/abs/1603.05027.
     """
-    hidden = layers.normalize(inputs, normalization, train)
-    return layers.dense(width)(layers.activation_function(activation)(hidden))
+    hidden = layers.normalize(inputs, normalization, train, 0 if batch_last else -1)
+    return layers.Dense(width, batch_last)(layers.activation_function(activation)(hidden))
 
 
-def _linear_block(inputs: jax.Array, width: int, hyper: Hyper, key: Key, train: bool) -> jax.Array:
-    return layers.dense(width)(inputs)
+def _linear_block(
+    inputs: jax.Array, width: int, hyper: Hyper, key: Key, train: bool, *, batch_last: bool = False
+) -> jax.Array:
+    return layers.Dense(width, batch_last)(inputs)
 
 
 class _Layer(nn.Module):
@@ -87,6 +95,7 @@ class _Layer(nn.Module):
 class _MLP(nn.Module):
     first_block: Block
     block: Block
+    may_be_last: bool
     width: int
     num_layers: int
     num_outputs: int
@@ -97,9 +106,15 @@ class _MLP(nn.Module):
     def __call__(self, inputs: jax.Array, hyper: Hyper, key: Key, train: bool) -> jax.Array:
         hidden = inputs.reshape(len(inputs), -1).astype(float)
         num_hidden = self.num_layers - 2
+        batch_last = train and self.may_be_last and _is_batch_last(num_hidden)
+        first_block: Callable[..., jax.Array] = self.first_block
+        block: Callable[..., jax.Array] = self.block
+        if batch_last:
+            hidden = hidden.T
+            first_block, block = partial(first_block, batch_last=True), partial(block, batch_last=True)
         first_key, hidden_key = jax.random.split(key)
         if self.num_layers > 1:
-            hidden, _ = _Layer(self.first_block, self.width, False, train, name="first")(hidden, first_key, hyper)
+            hidden, _ = _Layer(first_block, self.width, False, train, name="first")(hidden, first_key, hyper)
         if num_hidden > 0:
             # One set of stacked parameters for both forms, so the choice never changes a network's weights.
             stack = nn.scan(
@@ -109,9 +124,15 @@ class _MLP(nn.Module):
                 in_axes=(0, nn.broadcast),
                 length=num_hidden,
                 unroll=num_hidden if _is_unrolled(num_hidden) else 1,
-            )(self.block, self.width, self.residual, train, self.scaled, name=initializers.STACKED)
+            )(block, self.width, self.residual, train, self.scaled, name=initializers.STACKED)
             hidden, _ = stack(hidden, jax.random.split(hidden_key, num_hidden), hyper)
-        return layers.dense(self.num_outputs, name="output")(hidden)
+        outputs = layers.Dense(self.num_outputs, batch_last, name="output")(hidden)
+        return jax.lax.optimization_barrier(outputs).T if batch_last else outputs
+
+
+def _is_batch_last(num_hidden: int) -> bool:
+    """On a CPU, where all runs see one batch: the first layers are then one; deep networks gain nothing by that."""
+    return jax.default_backend() == "cpu" and num_hidden <= UNROLLED_LAYERS and choices.are_batches_shared()
 
 
 def _is_unrolled(num_hidden: int) -> bool:
@@ -183,6 +204,13 @@ def mlp(
     if scaled_branches:
         swept["branch_scale"] = Range(0.0)
     module = _MLP(
-        _linear_block if preactivation else chosen, chosen, width, num_layers, num_outputs, residual, scaled_branches
+        _linear_block if preactivation else chosen,
+        chosen,
+        block is None,
+        width,
+        num_layers,
+        num_outputs,
+        residual,
+        scaled_branches,
     )
     return from_linen(module, {**swept, **(hyper or {})}, initializer=initializer)

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 import jax
@@ -210,7 +210,8 @@ class _Group:
     def _train_chunks(self, placed: _Placed) -> Iterator[Event]:
         clock = _Clock()
         missing = (entry for entry in self._plan.runs(self._group) if entry[0] not in self._done)
-        for runs in _batched(islice(missing, self._num_finished, None), self._group.width * self._mesh.size):
+        left, rows = islice(missing, self._num_finished, None), self._group.width * self._mesh.size
+        for runs in _calls(left, rows, self._group.layout.has_one_seed):
             sweep = self._plan.sweep
             chunk = _Chunk(self._index, self._group, runs, sweep.num_steps, sweep.num_evals)
             yield from _train_chunk(chunk, placed, clock, self._resume)
@@ -408,7 +409,8 @@ def _look_ahead(items: Iterator[tuple[int, list[Future]]], distance: int) -> Ite
             queue.extend(islice(items, 1))
 
 
-def _batched(items: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
-    iterator = iter(items)
-    while batch := tuple(islice(iterator, size)):
-        yield batch
+def _calls(runs: Iterable[tuple[str, Run]], size: int, one_seed: bool) -> Iterator[tuple[tuple[str, Run], ...]]:
+    """Yields as many runs as fit into a call, of one seed where that is asked for."""
+    for _, alike in groupby(runs, lambda entry: entry[1].seed if one_seed else None):
+        while batch := tuple(islice(alike, size)):
+            yield batch

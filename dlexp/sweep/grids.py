@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
@@ -83,8 +84,8 @@ class Grid(NamedTuple):
                     seen.add(key)
                     yield Family(config, names)
 
-    def runs(self, family: Family) -> Iterator[Run]:
-        """Yields the runs of one family, seeds fastest; a run that stands in several blocks once."""
+    def runs(self, family: Family, seed: int | None = None) -> Iterator[Run]:
+        """Yields the runs of one family (and of one seed), seeds fastest; a run that stands in several blocks once."""
         earlier: list[_Members] = []
         for block in self.blocks:
             members = _members(block)
@@ -94,17 +95,31 @@ class Grid(NamedTuple):
                 hyper = dict(zip(block.hyper, values, strict=True))
                 point = {name: _number(value) for name, value in hyper.items()}
                 holders = [each for each in earlier if all(point[name] in each.hyper[name] for name in point)]
-                for seed in block.seeds:
-                    if not any(seed in each.seeds for each in holders):
-                        yield Run(family.config, hyper, seed)
+                for each_seed in block.seeds if seed is None else {seed} & members.seeds:
+                    if not any(each_seed in each.seeds for each in holders):
+                        yield Run(family.config, hyper, each_seed)
             earlier.append(members)
 
-    def num_runs(self, family: Family) -> int:
-        """Returns how many runs a family has, without expanding it where it stands in one block alone."""
-        having = [block for block in self.blocks if _has_family(_members(block), family)]
+    def seeds(self, family: Family) -> list[int]:
+        """Returns the seeds of a family, in order of first appearance."""
+        return list(dict.fromkeys(seed for block in self._having(family) for seed in block.seeds))
+
+    def num_seeds_by_runs(self, family: Family) -> dict[int, int]:
+        """Returns how many seeds have how many runs of a family: `{runs of one seed: such seeds}`.
+
+        Nothing is expanded where the family stands in one block alone.
+        """
+        having = self._having(family)
         if len(having) == 1:
-            return math.prod(map(len, having[0].hyper.values())) * len(having[0].seeds)
-        return sum(1 for _ in self.runs(family))
+            return {math.prod(map(len, having[0].hyper.values())): len(having[0].seeds)}
+        return dict(Counter(Counter(run.seed for run in self.runs(family)).values()))
+
+    def num_runs(self, family: Family) -> int:
+        """Returns how many runs a family has."""
+        return sum(math.prod(pair) for pair in self.num_seeds_by_runs(family).items())
+
+    def _having(self, family: Family) -> list[Block]:
+        return [block for block in self.blocks if _has_family(_members(block), family)]
 
 
 class _Members(NamedTuple):

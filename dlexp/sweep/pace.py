@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from dlexp import choices
 from dlexp.sweep import machine
 
 
@@ -29,6 +30,11 @@ class Layout(NamedTuple):
     width: int
     stepwise: bool = False
     choices: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def has_one_seed(self) -> bool:
+        """Whether the runs of a call have one seed, so that what chance decides is drawn once for all of them."""
+        return ("batches", choices.SHARED) in self.choices
 
     def __str__(self) -> str:
         chosen = [f"{name} {option}" for name, option in self.choices]

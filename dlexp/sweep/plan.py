@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +31,7 @@ class Group(NamedTuple):
     Attributes:
       family: config and swept names.
       learner: what a run does.
-      num_runs: runs of the grid in this group.
+      num_seeds: runs of one seed -> seeds with so many.
       layout: how its programs are made; fixed for the group.
       open: choice -> the options that its networks and optimizers leave open.
       program: names what its programs compute, on these devices: groups of equal name are equally fast.
@@ -44,7 +46,7 @@ class Group(NamedTuple):
 
     family: Family
     learner: Learner
-    num_runs: int
+    num_seeds: Mapping[int, int]
     layout: Layout
     num_params: int
     state_bytes: int
@@ -55,6 +57,11 @@ class Group(NamedTuple):
     program: str = ""
     measured: Measured | None = None
     measure: Callable[..., Mapping[str, Any]] | None = None
+
+    @property
+    def num_runs(self) -> int:
+        """Runs of the grid in this group."""
+        return sum(math.prod(pair) for pair in self.num_seeds.items())
 
     @property
     def width(self) -> int:
@@ -76,8 +83,10 @@ class Plan(NamedTuple):
     num_devices: int
 
     def runs(self, group: Group) -> Iterator[tuple[str, Run]]:
-        """Yields each run of a group with its id."""
-        for run in self.sweep.grid.runs(group.family):
+        """Yields each run of a group with its id, in the order in which they are trained."""
+        grid, family = self.sweep.grid, group.family
+        seeds = grid.seeds(family) if group.layout.has_one_seed else [None]
+        for run in chain.from_iterable(grid.runs(family, seed) for seed in seeds):
             yield run_id(self.identity, run), run
 
     def evaluation_steps(self) -> list[int]:
@@ -90,9 +99,15 @@ class Plan(NamedTuple):
         """Runs of the whole grid."""
         return sum(group.num_runs for group in self.groups)
 
-    def num_chunks(self, group: Group) -> int:
-        """Returns how many calls train a group."""
-        return -(-group.num_runs // (group.width * self.num_devices))
+    def num_chunks(self, group: Group, num_missing: int | None = None) -> int:
+        """Returns how many calls train a group, or what is missing of it, as many of each seed as of the others."""
+        rows, num_runs = group.width * self.num_devices, group.num_runs if num_missing is None else num_missing
+        if not group.layout.has_one_seed:
+            return -(-num_runs // rows)
+        return sum(
+            num_seeds * -(-(of_one * num_runs) // (group.num_runs * rows))
+            for of_one, num_seeds in group.num_seeds.items()
+        )
 
     def seconds(self, group: Group) -> float | None:
         """Returns how long a group will train, compilation not counted; None where it was not measured yet."""
@@ -156,12 +171,12 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
             "module's docstring say what there is, --sweep=NAME changes one sweep alone"
         ) from error
     _check(identity, sweep, family, learner)
+    num_seeds = sweep.grid.num_seeds_by_runs(family)
     if isinstance(learner, Measurement):
         if sweep.num_steps:
             raise ValueError(f"sweep {identity.sweep}: a measurement takes no steps, so num_steps must be 0")
         idle = Learner({}, learner.hyper, _never, None, _never)
-        num_runs = sweep.grid.num_runs(family)
-        return Group(family, idle, num_runs, Layout(1), 0, 0, 0.0, measure=learner.measure)
+        return Group(family, idle, num_seeds, Layout(1), 0, 0, 0.0, measure=learner.measure)
     if not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in jax.tree.leaves(learner.data)):
         raise TypeError(
             f"sweep {identity.sweep}: a learner's data must be arrays; wrap numbers and lists in np.asarray"
@@ -182,12 +197,15 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
         ]
     costs = [cost.of(jaxpr) for jaxpr in traced]
     left_open = {name: options for name, options in asked.items() if len(options) > 1}
-    program = pace.name_of([*traced, sorted(left_open.items())], devices)  # with other options the fastest is another
+    if learner.update is not None and max(num_seeds) > 1:
+        left_open["batches"] = (choices.OWN, choices.SHARED)
+    decisive = [sorted(left_open.items()), max(num_seeds)]  # with other options, or runs to share, another is fastest
+    program = pace.name_of([*traced, *decisive], devices)
     measured = pace.recall(program)
     group = Group(
         family,
         learner,
-        sweep.grid.num_runs(family),
+        num_seeds,
         _default_layout(devices, state, data, costs)._replace(choices=_usual_choices(left_open)),
         _num_params(state),
         cost.num_bytes(state),

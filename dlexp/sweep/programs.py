@@ -138,8 +138,11 @@ def _evaluation_alone(evaluate: Callable) -> Callable:
 
 
 def arguments(group: Group, runs: Sequence[Run], sharding: NamedSharding) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns seeds and swept values of a chunk, padded to the full width by repeating the last run."""
-    learner = group.learner
+    """Returns seeds and swept values of a chunk, padded to the full width by repeating the last run.
+
+    Where the layout has one seed a call, that seed alone.
+    """
+    learner, everywhere = group.learner, NamedSharding(sharding.mesh, PartitionSpec())
     padded = [*runs, *[runs[-1]] * (group.width * sharding.mesh.size - len(runs))]
     seeds = np.array([run.seed for run in padded], np.uint32)
     points = [planning.full_hyper(learner, run) for run in padded]
@@ -147,6 +150,8 @@ def arguments(group: Group, runs: Sequence[Run], sharding: NamedSharding) -> tup
         name: np.array([point[name] for point in points], planning.hyper_dtype(learner, name))
         for name in sorted(learner.hyper)
     }
+    if group.layout.has_one_seed:
+        return jax.device_put(seeds[0], everywhere), jax.device_put(hyper, sharding)
     return jax.device_put((seeds, hyper), sharding)
 
 
@@ -177,7 +182,9 @@ def _lower(group: Group, mesh: jax.sharding.Mesh) -> list[Any]:
     def placed(sharding: NamedSharding) -> Callable[[Any], jax.ShapeDtypeStruct]:
         return lambda leaf: jax.ShapeDtypeStruct(leaf.shape, planning.placed_dtype(leaf), sharding=sharding)
 
-    seeds = rows(np.uint32)
+    one_seed = group.layout.has_one_seed
+    seeds = jax.ShapeDtypeStruct((), np.uint32, sharding=everywhere) if one_seed else rows(np.uint32)
+    seed = "s" if one_seed else "r"
     hyper = {name: rows(planning.hyper_dtype(learner, name)) for name in sorted(learner.hyper)}
     data = jax.tree.map(placed(everywhere), learner.data)
     step = jax.ShapeDtypeStruct((), np.int32, sharding=everywhere)
@@ -195,16 +202,16 @@ def _lower(group: Group, mesh: jax.sharding.Mesh) -> list[Any]:
         )
 
     def initialize(seeds: jax.Array, hyper: Any, data: Any) -> Carry:
-        return spread(_initialize(learner), "rrd", _one_after_another)(seeds, hyper, data)
+        return spread(_initialize(learner), f"{seed}rd", _one_after_another)(seeds, hyper, data)
 
     def evaluate(seeds: jax.Array, hyper: Any, data: Any, carry: Carry) -> Evaluation:
-        return spread(_evaluate(learner), "rrdr", jax.vmap)(seeds, hyper, data, carry)
+        return spread(_evaluate(learner), f"{seed}rdr", jax.vmap)(seeds, hyper, data, carry)
 
     def segment(seeds: jax.Array, hyper: Any, data: Any, carry: Carry, *where: jax.Array) -> Any:
-        return spread(_segment(learner, group.num_kept), "rrdrsss", jax.vmap)(seeds, hyper, data, carry, *where)
+        return spread(_segment(learner, group.num_kept), f"{seed}rdrsss", jax.vmap)(seeds, hyper, data, carry, *where)
 
     def one_step(seeds: jax.Array, hyper: Any, data: Any, carry: Carry, *where: jax.Array) -> Carry:
-        return spread(_one_step(learner), "rrdrss", jax.vmap)(seeds, hyper, data, carry, *where)
+        return spread(_one_step(learner), f"{seed}rdrss", jax.vmap)(seeds, hyper, data, carry, *where)
 
     carry = jax.tree.map(placed(runs), jax.eval_shape(initialize, seeds, hyper, data))
     initialized, fixed = jax.jit(initialize).lower(seeds, hyper, data), (seeds, hyper, data, carry)
@@ -324,7 +331,7 @@ def _steps(learner: Learner) -> Callable[..., Carry]:
 
             def step(index: jax.Array, carry: Carry) -> Carry:
                 own = jax.tree.map(lambda leaf: leaf[index - begin], drawn)
-                return xla.with_narrow_turned(make_step(own, hyper, data, carry, origin, index))
+                return xla.with_matrices_turned(make_step(own, hyper, data, carry, origin, index))
 
             return jax.lax.fori_loop(begin, jnp.minimum(begin + STEPS_DRAWN, end), step, carry)
 
