@@ -149,10 +149,12 @@ def bare_loop(work: Workload, layout: Layout) -> Rate:
     devices = machine.start_devices()
     mesh = jax.make_mesh((len(devices),), ("run",), axis_types=(AxisType.Auto,), devices=devices)
     each, num_rows = work.learner(), layout.width * len(devices)
+    of_seed = (None, PartitionSpec()) if layout.has_one_seed else (0, PartitionSpec("run"))
 
     def spread(function: Callable, num_swept: int, num_shared: int) -> Callable:
-        axes = (*[0] * num_swept, *[None] * num_shared)
-        specs = (*[PartitionSpec("run")] * num_swept, *[PartitionSpec()] * num_shared)
+        run_axes, run_specs = zip(of_seed, (0, PartitionSpec("run")), strict=True)  # of the seed and of the rate
+        axes: Any = (*[0] * (num_swept - 1), run_axes, *[None] * num_shared)
+        specs: Any = (*[PartitionSpec("run")] * (num_swept - 1), run_specs, *[PartitionSpec()] * num_shared)
         many = jax.vmap(function, in_axes=axes)
         return jax.shard_map(many, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("run"), check_vma=False)
 
@@ -160,7 +162,15 @@ def bare_loop(work: Workload, layout: Layout) -> Rate:
     options = xla.compiler_options(devices[0].platform, made.get("optimizer", xla.ways_to_update()[0]))
     with choices.made(made):
         return _jax_rate(
-            each, work, num_rows, spread, layout.stepwise, options, NamedSharding(mesh, PartitionSpec("run"))
+            each,
+            work,
+            num_rows,
+            spread,
+            layout.stepwise,
+            options,
+            NamedSharding(mesh, PartitionSpec("run")),
+            one_seed=layout.has_one_seed,
+            lay=xla.with_matrices_turned,
         )
 
 
@@ -210,10 +220,14 @@ def _jax_rate(
     stepwise: bool,
     options: dict[str, Any],
     sharding: Any = None,
+    *,
+    one_seed: bool = False,
+    lay: Callable[[Any], Any] = lambda state: state,
 ) -> Rate:
     """Steps and evaluation, compiled as `spread` says; 0 rows are one run without an axis.
 
-    A run has a rate and a seed of its own, as in the engine: its batches are drawn for it alone.
+    A run has a rate of its own, and a seed unless all have one: then its batches are drawn for it alone. `lay` says how
+    the state lies in memory after a step in a loop.
     """
 
     def steps(state: Any, run: Any, data: Any, start: jax.Array, stop: jax.Array) -> Any:
@@ -223,7 +237,9 @@ def _jax_rate(
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), index)
             return each.step(key, _hyper(each, rate), data, state)[0]
 
-        return step(start, state) if stepwise else jax.lax.fori_loop(start, stop, step, state)
+        if stepwise:
+            return step(start, state)
+        return jax.lax.fori_loop(start, stop, lambda index, state: lay(step(index, state)), state)
 
     def evaluate(state: Any, run: Any, data: Any) -> Any:
         seed, rate = run
@@ -235,7 +251,8 @@ def _jax_rate(
 
     rates: Any = np.resize(work.rates(), num_rows) if num_rows else work.rates()[0]
     everywhere = sharding and NamedSharding(sharding.mesh, PartitionSpec())
-    runs = jax.device_put((np.zeros(np.shape(rates), np.uint32), rates), sharding)
+    seeds = np.zeros(() if one_seed else np.shape(rates), np.uint32)
+    runs = jax.device_put((seeds, rates), (everywhere if one_seed else sharding, sharding))
     data = jax.device_put(each.data, everywhere)
     state = jax.jit(spread(init, 1, 1))(runs, data)
     held, index = [state, None], np.int32(0)

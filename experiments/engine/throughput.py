@@ -397,7 +397,7 @@ def _layouts(results: Results) -> Figure:
 
 def _short(layout: str) -> str:
     """What was chosen, without what for."""
-    for name in ("batch", "convolution", "layers", "optimizer"):
+    for name in ("batch", "batches", "convolution", "layers", "optimizer"):
         layout = layout.replace(f" {name} ", " ")
     return layout.replace("_", " ")
 
