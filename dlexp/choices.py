@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-OWN, SHARED = "own", "shared"  # options of "batches": whether the runs of a call have a seed each, or one
+OWN, SHARED = "own", "shared"  # options of "seed": whether every run of a call has a seed of its own, or all have one
 
 _made: ContextVar[Mapping[str, str] | None] = ContextVar("made", default=None)
 _asked: ContextVar[dict[str, tuple[str, ...]] | None] = ContextVar("asked", default=None)
@@ -38,9 +38,9 @@ def choose(name: str, options: Sequence[str]) -> str:
     return option
 
 
-def are_batches_shared() -> bool:
-    """Whether all runs of a call see the same batch, by the choice of whoever compiles."""
-    return (_made.get() or {}).get("batches") == SHARED
+def is_seed_shared() -> bool:
+    """Whether all runs of a call have one seed, by the choice of whoever compiles."""
+    return (_made.get() or {}).get("seed") == SHARED
 
 
 @contextmanager

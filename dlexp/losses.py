@@ -14,16 +14,19 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     At equal logits it is `log(num_classes)`.
     """
     chex.assert_rank([logits, labels], [2, 1])
-    if jax.default_backend() == "cpu" and choices.are_batches_shared():
+    if jax.default_backend() == "cpu" and choices.is_seed_shared():
         return _cross_entropy_classes_first(logits.T, labels)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
 def _cross_entropy_classes_first(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """The same of logits `[class, batch]`, as networks with the batch last make them: they train 1.04 times as fast."""
+    num_classes = len(logits)
     shifted = logits - jax.lax.stop_gradient(logits.max(axis=0))
-    is_label = labels == jnp.arange(len(logits))[:, None]
-    return jnp.log(jnp.exp(shifted).sum(axis=0)) - jnp.where(is_label, shifted, 0).sum(axis=0)
+    is_label = labels % num_classes == jnp.arange(num_classes)[:, None]
+    values = jnp.log(jnp.exp(shifted).sum(axis=0)) - jnp.where(is_label, shifted, 0).sum(axis=0)
+    is_class = (labels >= -num_classes) & (labels < num_classes)
+    return values + jnp.where(is_class, 0.0, jnp.nan)  # as Optax takes other labels
 
 
 def squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:

@@ -19,6 +19,7 @@ from dlexp import choices
 from dlexp.types import PyTree
 
 ONE_PASS, PASSES = "one_pass", "passes"  # options of the choice "optimizer"
+FIRST = "first"  # name of the module that is a network's first layer
 VECTOR = 16  # float32 numbers in the longest of a CPU's vectors
 _FUSION = "xla_cpu_use_multi_output_fusion"
 _EXTRA = "xla_backend_extra_options"
@@ -56,10 +57,13 @@ def with_matrices_turned(tree: PyTree) -> PyTree:
     """Returns the same tree, some of whose matrices lie in memory with the two axes exchanged, as they are multiplied.
 
     Narrow ones do: loops over ten outputs fill no vector; turned, Adam's over the last layer takes a seventh of its
-    time. Where runs share their batches, all do that are not stacked: the first layer's.
+    time. Where runs share a seed, so does the kernel of the layer named `FIRST`.
     """
-    are_all = choices.are_batches_shared()
-    return jax.tree.map(lambda leaf: _turned(leaf) if is_narrow(leaf) or (are_all and _is_large(leaf)) else leaf, tree)
+
+    def laid(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        return _turned(leaf) if is_narrow(leaf) or (choices.is_seed_shared() and _is_first(path, leaf)) else leaf
+
+    return jax.tree_util.tree_map_with_path(laid, tree)
 
 
 def is_narrow(leaf: jax.Array) -> bool:
@@ -70,10 +74,10 @@ def is_narrow(leaf: jax.Array) -> bool:
     return num_columns < VECTOR and num_rows % VECTOR == 0
 
 
-def _is_large(leaf: jax.Array) -> bool:
-    """Whether it is one matrix, and no row or column; on a CPU only."""
+def _is_first(path: tuple[Any, ...], leaf: jax.Array) -> bool:
+    """Whether it is a matrix of the first layer, or the optimizer's for it; on a CPU only."""
     is_matrix = leaf.ndim == 2 and jnp.issubdtype(leaf.dtype, jnp.floating) and jax.default_backend() == "cpu"
-    return is_matrix and min(leaf.shape) >= VECTOR
+    return is_matrix and any(getattr(entry, "key", None) == FIRST for entry in path)
 
 
 def _turned(leaf: jax.Array) -> jax.Array:

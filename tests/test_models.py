@@ -85,10 +85,11 @@ def test_narrow_matrices_are_turned_in_memory_and_keep_their_numbers():
     turn = jax.jit(jax.vmap(xla.with_matrices_turned))
     jax.tree.map(np.testing.assert_array_equal, turn(leaves), leaves)
     assert turn.lower(leaves).as_text().count("LayoutConstraint") == 2
-    with choices.made({"batches": "shared"}):
+    first = {"first": {"kernel": leaves["wide"], "bias": leaves["bias"]}, "output": leaves["kernel"]}
+    with choices.made({"seed": "shared"}):
         shared = jax.jit(jax.vmap(lambda tree: xla.with_matrices_turned(tree)))
-        assert shared.lower(leaves).as_text().count("LayoutConstraint") == 3
-        jax.tree.map(np.testing.assert_array_equal, shared(leaves), leaves)
+        assert shared.lower((first, leaves)).as_text().count("LayoutConstraint") == 4
+        jax.tree.map(np.testing.assert_array_equal, shared(first), first)
 
 
 def test_relu_and_its_derivative_are_those_of_jax_to_the_bit():

@@ -25,7 +25,7 @@ from dlexp.types import Experiment, Sweep
 from tests.conftest import small_learner
 
 RATES = (0.001, 0.01, 0.1)
-SHARED = (("batches", "shared"),)
+SHARED = (("seed", "shared"),)
 
 
 def network(kind):
@@ -72,7 +72,7 @@ def losses_of(plan, devices):
 )
 def test_a_group_says_what_its_networks_leave_open(devices, kind, open_choices):
     group = plan_of(kind, devices).groups[0]
-    assert group.open == open_choices | {"optimizer": ("one_pass", "passes"), "batches": ("own", "shared")}
+    assert group.open == open_choices | {"optimizer": ("one_pass", "passes"), "seed": ("own", "shared")}
     assert plan_of(kind, devices).groups[0].program == group.program  # asked anew, named alike
 
 
@@ -145,7 +145,7 @@ def test_runs_of_many_seeds_have_no_batches_to_share(devices):
         Sweep(grid(hyper={"learning_rate": (0.1,)}, seeds=9), small_learner, 20, 2),
         devices,
     )
-    assert "batches" not in plan.groups[0].open
+    assert "seed" not in plan.groups[0].open
 
 
 def test_how_many_runs_a_seed_has_decides_anew_whether_they_share(devices):
@@ -235,7 +235,7 @@ def test_the_fastest_turn_counts_and_a_long_training_has_more_of_them():
 
 def test_what_came_close_is_tried_again_at_the_best_width(devices):
     def seconds(layout):
-        if ("batches", "shared") in layout.choices:
+        if ("seed", "shared") in layout.choices:
             return 12.0
         is_one_pass = dict(layout.choices).get("optimizer", "one_pass") == "one_pass"
         return abs(layout.width - 2) + (1.0 if is_one_pass == (layout.width < 8) else 0.9)

@@ -8,7 +8,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 
-from dlexp import choices
+from dlexp import choices, xla
 from dlexp.choices import check_choice, choose
 from dlexp.models import initializers, layers
 from dlexp.models.linen import from_linen
@@ -95,7 +95,7 @@ class _Layer(nn.Module):
 class _MLP(nn.Module):
     first_block: Block
     block: Block
-    may_be_last: bool
+    has_own_block: bool
     width: int
     num_layers: int
     num_outputs: int
@@ -106,7 +106,7 @@ class _MLP(nn.Module):
     def __call__(self, inputs: jax.Array, hyper: Hyper, key: Key, train: bool) -> jax.Array:
         hidden = inputs.reshape(len(inputs), -1).astype(float)
         num_hidden = self.num_layers - 2
-        batch_last = train and self.may_be_last and _is_batch_last(num_hidden)
+        batch_last = train and not self.has_own_block and _is_batch_last(num_hidden)
         first_block: Callable[..., jax.Array] = self.first_block
         block: Callable[..., jax.Array] = self.block
         if batch_last:
@@ -114,7 +114,7 @@ class _MLP(nn.Module):
             first_block, block = partial(first_block, batch_last=True), partial(block, batch_last=True)
         first_key, hidden_key = jax.random.split(key)
         if self.num_layers > 1:
-            hidden, _ = _Layer(first_block, self.width, False, train, name="first")(hidden, first_key, hyper)
+            hidden, _ = _Layer(first_block, self.width, False, train, name=xla.FIRST)(hidden, first_key, hyper)
         if num_hidden > 0:
             # One set of stacked parameters for both forms, so the choice never changes a network's weights.
             stack = nn.scan(
@@ -131,8 +131,8 @@ class _MLP(nn.Module):
 
 
 def _is_batch_last(num_hidden: int) -> bool:
-    """On a CPU, where all runs see one batch: the first layers are then one; deep networks gain nothing by that."""
-    return jax.default_backend() == "cpu" and num_hidden <= UNROLLED_LAYERS and choices.are_batches_shared()
+    """On a CPU, where runs share a seed: their first layers are then one product; deep networks gain little by that."""
+    return jax.default_backend() == "cpu" and num_hidden <= UNROLLED_LAYERS and choices.is_seed_shared()
 
 
 def _is_unrolled(num_hidden: int) -> bool:
@@ -206,7 +206,7 @@ def mlp(
     module = _MLP(
         _linear_block if preactivation else chosen,
         chosen,
-        block is None,
+        block is not None,
         width,
         num_layers,
         num_outputs,

@@ -211,7 +211,7 @@ class _Group:
         clock = _Clock()
         missing = (entry for entry in self._plan.runs(self._group) if entry[0] not in self._done)
         left, rows = islice(missing, self._num_finished, None), self._group.width * self._mesh.size
-        for runs in _calls(left, rows, self._group.layout.has_one_seed):
+        for runs in _calls(left, rows, self._group.layout.shares_seed):
             sweep = self._plan.sweep
             chunk = _Chunk(self._index, self._group, runs, sweep.num_steps, sweep.num_evals)
             yield from _train_chunk(chunk, placed, clock, self._resume)
@@ -409,8 +409,8 @@ def _look_ahead(items: Iterator[tuple[int, list[Future]]], distance: int) -> Ite
             queue.extend(islice(items, 1))
 
 
-def _calls(runs: Iterable[tuple[str, Run]], size: int, one_seed: bool) -> Iterator[tuple[tuple[str, Run], ...]]:
+def _calls(runs: Iterable[tuple[str, Run]], size: int, shares_seed: bool) -> Iterator[tuple[tuple[str, Run], ...]]:
     """Yields as many runs as fit into a call, of one seed where that is asked for."""
-    for _, alike in groupby(runs, lambda entry: entry[1].seed if one_seed else None):
+    for _, alike in groupby(runs, lambda entry: entry[1].seed if shares_seed else None):
         while batch := tuple(islice(alike, size)):
             yield batch

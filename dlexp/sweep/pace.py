@@ -32,9 +32,9 @@ class Layout(NamedTuple):
     choices: tuple[tuple[str, str], ...] = ()
 
     @property
-    def has_one_seed(self) -> bool:
-        """Whether the runs of a call have one seed, so that what chance decides is drawn once for all of them."""
-        return ("batches", choices.SHARED) in self.choices
+    def shares_seed(self) -> bool:
+        """Whether all runs of a call have one seed, so that what chance decides by it alone is drawn once."""
+        return ("seed", choices.SHARED) in self.choices
 
     def __str__(self) -> str:
         chosen = [f"{name} {option}" for name, option in self.choices]

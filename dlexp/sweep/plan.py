@@ -85,7 +85,7 @@ class Plan(NamedTuple):
     def runs(self, group: Group) -> Iterator[tuple[str, Run]]:
         """Yields each run of a group with its id, in the order in which they are trained."""
         grid, family = self.sweep.grid, group.family
-        seeds = grid.seeds(family) if group.layout.has_one_seed else [None]
+        seeds = grid.seeds(family) if group.layout.shares_seed else [None]
         for run in chain.from_iterable(grid.runs(family, seed) for seed in seeds):
             yield run_id(self.identity, run), run
 
@@ -102,7 +102,7 @@ class Plan(NamedTuple):
     def num_chunks(self, group: Group, num_missing: int | None = None) -> int:
         """Returns how many calls train a group, or what is missing of it, as many of each seed as of the others."""
         rows, num_runs = group.width * self.num_devices, group.num_runs if num_missing is None else num_missing
-        if not group.layout.has_one_seed:
+        if not group.layout.shares_seed:
             return -(-num_runs // rows)
         return sum(
             num_seeds * -(-(of_one * num_runs) // (group.num_runs * rows))
@@ -198,7 +198,7 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
     costs = [cost.of(jaxpr) for jaxpr in traced]
     left_open = {name: options for name, options in asked.items() if len(options) > 1}
     if learner.update is not None and max(num_seeds) > 1:
-        left_open["batches"] = (choices.OWN, choices.SHARED)
+        left_open["seed"] = (choices.OWN, choices.SHARED)
     decisive = [sorted(left_open.items()), max(num_seeds)]  # with other options, or runs to share, another is fastest
     program = pace.name_of([*traced, *decisive], devices)
     measured = pace.recall(program)

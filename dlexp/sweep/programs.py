@@ -150,7 +150,7 @@ def arguments(group: Group, runs: Sequence[Run], sharding: NamedSharding) -> tup
         name: np.array([point[name] for point in points], planning.hyper_dtype(learner, name))
         for name in sorted(learner.hyper)
     }
-    if group.layout.has_one_seed:
+    if group.layout.shares_seed:
         return jax.device_put(seeds[0], everywhere), jax.device_put(hyper, sharding)
     return jax.device_put((seeds, hyper), sharding)
 
@@ -182,9 +182,9 @@ def _lower(group: Group, mesh: jax.sharding.Mesh) -> list[Any]:
     def placed(sharding: NamedSharding) -> Callable[[Any], jax.ShapeDtypeStruct]:
         return lambda leaf: jax.ShapeDtypeStruct(leaf.shape, planning.placed_dtype(leaf), sharding=sharding)
 
-    one_seed = group.layout.has_one_seed
-    seeds = jax.ShapeDtypeStruct((), np.uint32, sharding=everywhere) if one_seed else rows(np.uint32)
-    seed = "s" if one_seed else "r"
+    shares_seed = group.layout.shares_seed
+    seeds = jax.ShapeDtypeStruct((), np.uint32, sharding=everywhere) if shares_seed else rows(np.uint32)
+    seed = "s" if shares_seed else "r"
     hyper = {name: rows(planning.hyper_dtype(learner, name)) for name in sorted(learner.hyper)}
     data = jax.tree.map(placed(everywhere), learner.data)
     step = jax.ShapeDtypeStruct((), np.int32, sharding=everywhere)

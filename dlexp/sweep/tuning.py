@@ -9,7 +9,7 @@ than a tenth of the training that is left, and the default layout stays unless a
 for this machine and these programs.
 
 Batches are shared where that is faster: a call then has runs of one seed alone, for which batches, dropout masks and
-first layers are one (`Layout.has_one_seed`), and is made as narrow as fills all calls of a seed equally. Measured on a
+first layers are one (`Layout.shares_seed`), and is made as narrow as fills all calls of a seed equally. Measured on a
 CPU: a small perceptron trains 1.2 times as fast, a larger one 1.08 times. What a run computes is the same: what chance
 decides in it depends on its seed, never on the runs beside it.
 """
@@ -222,7 +222,7 @@ def _training_seconds(plan: Plan, group: Group, num_runs: int, layout: Layout, r
 
 def _evened(plan: Plan, group: Group, layout: Layout) -> Layout:
     """The layout; with one seed a call as narrow as makes all calls of a seed equally full."""
-    if not layout.has_one_seed:
+    if not layout.shares_seed:
         return layout
     most = max(group.num_seeds)
     num_chunks = -(-most // (layout.width * plan.num_devices))

@@ -149,7 +149,7 @@ def bare_loop(work: Workload, layout: Layout) -> Rate:
     devices = machine.start_devices()
     mesh = jax.make_mesh((len(devices),), ("run",), axis_types=(AxisType.Auto,), devices=devices)
     each, num_rows = work.learner(), layout.width * len(devices)
-    of_seed = (None, PartitionSpec()) if layout.has_one_seed else (0, PartitionSpec("run"))
+    of_seed = (None, PartitionSpec()) if layout.shares_seed else (0, PartitionSpec("run"))
 
     def spread(function: Callable, num_swept: int, num_shared: int) -> Callable:
         run_axes, run_specs = zip(of_seed, (0, PartitionSpec("run")), strict=True)  # of the seed and of the rate
@@ -169,7 +169,7 @@ def bare_loop(work: Workload, layout: Layout) -> Rate:
             layout.stepwise,
             options,
             NamedSharding(mesh, PartitionSpec("run")),
-            one_seed=layout.has_one_seed,
+            shares_seed=layout.shares_seed,
             lay=xla.with_matrices_turned,
         )
 
@@ -221,7 +221,7 @@ def _jax_rate(
     options: dict[str, Any],
     sharding: Any = None,
     *,
-    one_seed: bool = False,
+    shares_seed: bool = False,
     lay: Callable[[Any], Any] = lambda state: state,
 ) -> Rate:
     """Steps and evaluation, compiled as `spread` says; 0 rows are one run without an axis.
@@ -251,8 +251,8 @@ def _jax_rate(
 
     rates: Any = np.resize(work.rates(), num_rows) if num_rows else work.rates()[0]
     everywhere = sharding and NamedSharding(sharding.mesh, PartitionSpec())
-    seeds = np.zeros(() if one_seed else np.shape(rates), np.uint32)
-    runs = jax.device_put((seeds, rates), (everywhere if one_seed else sharding, sharding))
+    seeds = np.zeros(() if shares_seed else np.shape(rates), np.uint32)
+    runs = jax.device_put((seeds, rates), (everywhere if shares_seed else sharding, sharding))
     data = jax.device_put(each.data, everywhere)
     state = jax.jit(spread(init, 1, 1))(runs, data)
     held, index = [state, None], np.int32(0)

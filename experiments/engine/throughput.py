@@ -397,7 +397,7 @@ def _layouts(results: Results) -> Figure:
 
 def _short(layout: str) -> str:
     """What was chosen, without what for."""
-    for name in ("batch", "batches", "convolution", "layers", "optimizer"):
+    for name in ("batch", "convolution", "layers", "optimizer"):
         layout = layout.replace(f" {name} ", " ")
     return layout.replace("_", " ")
 
@@ -413,7 +413,7 @@ def _machine_text(results: Results) -> str:
 
 EXPERIMENT = Experiment(
     name="engine.throughput",
-    version=3,
+    version=4,
     question="How many small networks are trained in a second, by this engine and by its peers?",
     sweeps=sweeps,
     figures=figures,
