@@ -1,7 +1,8 @@
 """Ways to compute the same numbers that a network leaves open, for whoever compiles it to choose from.
 
 A function under tracing asks `choose("convolution", (...))` and goes on with the answer: the first option where
-nobody chose. Options differ in speed and in rounding, in nothing else. `check_choice` refuses a parameter that is none
+nobody chose. Options differ in speed and in rounding, in nothing else. One choice is no network's, but the engine's:
+whether the runs of a call share a `seed`; functions may ask what it is. `check_choice` refuses a parameter that is none
 of its options.
 """
 

@@ -21,12 +21,11 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 def _cross_entropy_classes_first(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """The same of logits `[class, batch]`, as networks with the batch last make them: they train 1.04 times as fast."""
-    num_classes = len(logits)
     shifted = logits - jax.lax.stop_gradient(logits.max(axis=0))
-    is_label = labels % num_classes == jnp.arange(num_classes)[:, None]
+    places = jnp.where(labels < 0, labels + len(logits), labels)
+    is_label = places == jnp.arange(len(logits))[:, None]
     values = jnp.log(jnp.exp(shifted).sum(axis=0)) - jnp.where(is_label, shifted, 0).sum(axis=0)
-    is_class = (labels >= -num_classes) & (labels < num_classes)
-    return values + jnp.where(is_class, 0.0, jnp.nan)  # as Optax takes other labels
+    return values + jnp.where((places >= 0) & (places < len(logits)), 0.0, jnp.nan)  # as Optax takes other labels
 
 
 def squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:

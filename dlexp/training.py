@@ -155,15 +155,16 @@ class _Sweep:
         return any(self._num_missing)
 
     def lay_out(self, kept: Mapping[str, Any]) -> dict[str, Any]:
-        """Chooses how each group with missing runs is trained, where that is not decided yet, and returns it."""
+        """Chooses how each group with missing runs is trained, where that is not kept, and returns what it chose."""
         fixed = [index for index, group in enumerate(self._plan.groups) if _family_key(self._plan, group) in kept]
         tell = functools.partial(say, self._console)
         self._plan = tuning.tuned(
             self._plan, self._devices, self._num_missing, fixed=fixed, tell=tell, stopping=self._stopping
         )
         pairs = zip(self._plan.groups, self._num_missing, strict=True)
-        trained = [group for group, missing in pairs if missing and not group.measure]
-        return {_family_key(self._plan, group): group.layout._asdict() for group in trained}
+        trained = [index for index, (group, missing) in enumerate(pairs) if missing and not group.measure]
+        groups = [self._plan.groups[index] for index in trained if index not in fixed]
+        return {_family_key(self._plan, group): group.layout._asdict() for group in groups}
 
     def train(self) -> None:
         """Trains and saves the missing runs."""

@@ -25,7 +25,7 @@ def test_the_gradient_of_cross_entropy_is_softmax_minus_one_hot():
     np.testing.assert_allclose(gradient, expected, atol=1e-6)
 
 
-def test_cross_entropy_is_the_same_where_batches_are_shared():
+def test_cross_entropy_is_the_same_where_runs_share_a_seed():
     logits = 5 * jax.random.normal(jax.random.key(0), (30, 10)).at[0, 3].set(-jnp.inf).at[1, 2].set(jnp.inf)
     labels = jax.random.randint(jax.random.key(1), (30,), 4, 10).at[2:5].set(jnp.array([-1, -11, 10]))
 

@@ -47,7 +47,7 @@ def test_a_union_counts_a_run_once():
     assert sum(map((left | right).num_runs, (left | right).families())) == len(runs)
 
 
-def test_the_runs_of_one_seed_are_those_of_all_with_that_seed():
+def test_a_grid_is_walked_by_seed_in_the_same_order_within_each():
     axis = {"learning_rate": (0.1, 0.2, 0.3)}
     for declared, counts in (
         (grid(hyper=axis, seeds=(5, 7)), {3: 2}),
@@ -55,11 +55,11 @@ def test_the_runs_of_one_seed_are_those_of_all_with_that_seed():
     ):
         (family,) = declared.families()
         runs = list(declared.runs(family))
-        seeds = declared.seeds(family)
-        assert sorted(seeds) == sorted({run.seed for run in runs})
-        for seed in seeds:
-            assert list(declared.runs(family, seed)) == [run for run in runs if run.seed == seed]
-        assert declared.num_seeds_by_runs(family) == counts
+        by_seed = list(declared.runs(family, by_seed=True))
+        seeds = list(dict.fromkeys(run.seed for run in by_seed))
+        assert by_seed == [run for seed in seeds for run in runs if run.seed == seed]
+        assert len(by_seed) == len(runs)
+        assert declared.seeds_by_runs(family) == counts
         assert declared.num_runs(family) == len(runs)
 
 

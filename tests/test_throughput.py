@@ -15,12 +15,20 @@ from experiments.engine import _peers, throughput
 from experiments.engine._timing import Contender, pace
 from tests.conftest import data_dir
 
+OURS = {throughput.ENGINE: _peers.this_engine, throughput.BARE: _peers.bare_loop}
+
 
 def tiny(contender):
     work = throughput.workload("tiny")
     if contender in _peers.PEERS:
         return _peers.PEERS[contender](work)
-    return {throughput.ENGINE: _peers.this_engine, throughput.BARE: _peers.bare_loop}[contender](work, Layout(8))
+    return OURS[contender](work, Layout(8))
+
+
+@pytest.mark.parametrize("contender", OURS)
+def test_the_engine_and_its_loop_train_runs_of_one_seed(contender):
+    shared = Layout(8, False, (("seed", "shared"),))
+    assert 0 < OURS[contender](throughput.workload("tiny"), shared)(0.02) < 1e9
 
 
 @pytest.mark.parametrize("contender", [throughput.ENGINE, throughput.BARE, *_peers.PEERS])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import re
+import time
+from collections import deque
 from pathlib import Path
 
 import jax
@@ -14,7 +17,7 @@ from rich.console import Console
 
 from dlexp import api, choices, learner, losses, models, optim, report, xla
 from dlexp.data import Dataset, bundled
-from dlexp.models import ConvLayer
+from dlexp.models import ConvLayer, perceptron
 from dlexp.results import load
 from dlexp.sweep import engine, grid, machine, pace, programs, tuning
 from dlexp.sweep import plan as planning
@@ -36,7 +39,9 @@ def network(kind):
         return models.mlp(width=16, num_layers=2, num_outputs=10)
     if kind == "regularized":
         options = {"normalization": "batch", "dropout": "inverted", "residual": True}
-        return models.mlp(width=16, num_layers=4, num_outputs=10, **options)
+        return models.mlp(width=16, num_layers=4, num_outputs=20, **options)
+    if kind == "own block":
+        return models.mlp(width=16, num_layers=3, num_outputs=10, block=perceptron.dense_block)
     if kind == "preactivation":
         return models.mlp(width=16, num_layers=4, num_outputs=10, preactivation=True, normalization="layer")
     return models.mlp(width=5, num_layers=2 if kind == "shallow" else 20, num_outputs=10, residual=True)
@@ -45,17 +50,26 @@ def network(kind):
 def plan_of(kind, devices, *, num_steps=20, num_evals=2):
     def make_learner(config, num_steps):
         data = Dataset(bundled.load("digits").train)
-        return learner.supervised(network(kind), losses.softmax_cross_entropy, optim.adam(), data, batch_size=16)
+        return learner.supervised(
+            network(kind),
+            losses.softmax_cross_entropy,
+            optim.adam(),
+            data,
+            batch_size=16,
+            sweep_num_train=kind == "own block",
+        )
 
     swept = {"learning_rate": RATES} | ({"dropout_rate": (0.3,)} if kind == "regularized" else {})
+    if kind == "own block":
+        swept = {"learning_rate": (0.01,), "num_train": (30, 300, 1000)}  # batches differ all the same
     sweep = Sweep(grid(hyper=swept, seeds=2), make_learner, num_steps, num_evals)
     return planning.make(Identity("tests.tuning", 1, "main", num_steps), sweep, devices)
 
 
-def losses_of(plan, devices):
+def losses_of(plan, devices, **options):
     """[run, evaluation], by run id."""
     rows = {}
-    for event in engine.train(plan, devices):
+    for event in engine.train(plan, devices, **options):
         if isinstance(event, engine.Finished):
             for (name, _), row in zip(event.runs, event.metrics["train/loss"], strict=True):
                 rows[name] = row
@@ -72,7 +86,7 @@ def losses_of(plan, devices):
 )
 def test_a_group_says_what_its_networks_leave_open(devices, kind, open_choices):
     group = plan_of(kind, devices).groups[0]
-    assert group.open == open_choices | {"optimizer": ("one_pass", "passes"), "seed": ("own", "shared")}
+    assert group.open == open_choices | {"optimizer": ("one_pass", "passes")}
     assert plan_of(kind, devices).groups[0].program == group.program  # asked anew, named alike
 
 
@@ -92,6 +106,7 @@ def test_a_choice_that_is_none_of_the_options_is_refused():
         ("wide", Layout(2, False, SHARED)),
         ("regularized", Layout(2, False, SHARED)),
         ("preactivation", Layout(1, True, SHARED)),
+        ("own block", Layout(2, False, SHARED)),
         ("cnn", Layout(2, False, SHARED)),
         ("deep", Layout(2, False, SHARED)),
     ],
@@ -123,56 +138,101 @@ def test_what_was_timed_with_other_options_open_is_timed_again(devices, monkeypa
     assert plan_of("shallow", devices).groups[0].program != before
 
 
-@pytest.mark.parametrize("width", [1, 2, 8])
-def test_runs_that_share_their_batches_are_trained_seed_by_seed(devices, width):
-    (group,) = plan_of("shallow", devices).groups
-    shared = group.with_layout(Layout(width, False, SHARED))
-    plan = plan_of("shallow", devices)._replace(groups=(shared,))
+def sweep_of(runs, devices):
+    return planning.make(Identity("tests.tuning", 1, "main", 20), Sweep(runs, small_learner, 20, 2), devices)
+
+
+@pytest.mark.parametrize(
+    ("runs", "width"),
+    [
+        (grid(hyper={"learning_rate": RATES}, seeds=2), 1),
+        (grid(hyper={"learning_rate": RATES}, seeds=(3, 1)), 8),
+        (grid(hyper={"learning_rate": RATES}, seeds=2) | grid(hyper={"learning_rate": (0.1, 0.2)}, seeds=(1, 5)), 1),
+    ],
+)
+def test_runs_that_share_a_seed_are_trained_one_seed_after_another(devices, runs, width):
+    plan = sweep_of(runs, devices)
+    (own,) = plan.groups
+    shared = own.with_layout(Layout(width, False, SHARED))
+    plan = plan._replace(groups=(shared,))
     ids = [name for name, _ in plan.runs(shared)]
-    assert set(ids) == {name for name, _ in plan.runs(group)}
-    done = {name for name, run in plan.runs(shared) if run == next(run for _, run in plan.runs(shared))}
-    for left_out in ((), done):
-        chunks = [event for event in engine.train(plan, devices, left_out) if isinstance(event, engine.Finished)]
-        assert [name for chunk in chunks for name, _ in chunk.runs] == [name for name in ids if name not in left_out]
-        assert all(len({run.seed for _, run in chunk.runs}) == 1 for chunk in chunks)
-        if not left_out:
-            assert len(chunks) == plan.num_chunks(shared)
+    assert len(ids) == plan.num_runs
+    assert set(ids) == {name for name, _ in plan.runs(own)}
+    for done in (set(), {ids[0], ids[-1]}):
+        chunks = [event for event in engine.train(plan, devices, done) if isinstance(event, engine.Finished)]
+        assert [name for chunk in chunks for name, _ in chunk.runs] == [name for name in ids if name not in done]
+        seeds = [{run.seed for _, run in chunk.runs} for chunk in chunks]
+        assert all(len(each) == 1 for each in seeds)
+        assert done or len(chunks) == plan.num_chunks(shared)
 
 
-def test_runs_of_many_seeds_have_no_batches_to_share(devices):
-    plan = planning.make(
-        Identity("tests.tuning", 1, "main", 20),
-        Sweep(grid(hyper={"learning_rate": (0.1,)}, seeds=9), small_learner, 20, 2),
-        devices,
-    )
-    assert "seed" not in plan.groups[0].open
+def test_a_call_of_one_seed_goes_on_where_it_stopped(devices, monkeypatch):
+    monkeypatch.setattr(engine, "SEGMENT_SECONDS", 0.0)  # a look after every step
+    (own,) = plan_of("wide", devices).groups
+    plan = plan_of("wide", devices)._replace(groups=(own.with_layout(Layout(8, False, SHARED)),))
+    whole, halfway = losses_of(plan, devices), {}
+    for event in engine.train(plan, devices):
+        if isinstance(event, engine.Advanced) and event.snapshot().step == 10:
+            halfway[event.chunk] = copy.deepcopy(event.snapshot())
+    assert len(halfway) == 2
+    np.testing.assert_array_equal(losses_of(plan, devices, resume=halfway.get), whole)
 
 
-def test_how_many_runs_a_seed_has_decides_anew_whether_they_share(devices):
-    def program(num_rates):
-        runs = grid(hyper={"learning_rate": RATES[:num_rates]}, seeds=2)
-        plan = planning.make(Identity("tests.tuning", 1, "main", 20), Sweep(runs, small_learner, 20, 2), devices)
-        return plan.groups[0].program
+def test_a_grid_of_many_seeds_is_walked_seed_by_seed_in_no_time(devices):
+    plan = sweep_of(grid(hyper={"learning_rate": RATES}, seeds=200_000), devices)
+    shared = plan.groups[0].with_layout(Layout(1, False, SHARED))
+    began = time.perf_counter()
+    last = deque(plan.sweep.grid.runs(shared.family, by_seed=True), maxlen=3)
+    assert [run.seed for run in last] == [199_999] * 3
+    assert time.perf_counter() - began < 30  # hours, were it quadratic
 
-    assert program(2) == program(2) != program(3)
+
+@pytest.mark.parametrize(
+    ("num_rates", "num_seeds", "more", "is_open"),
+    [(32, 2, 0, True), (1, 50, 0, False), (32, 1, 500, False), (32, 20, 5, True)],
+)
+def test_a_seed_may_be_shared_where_most_runs_have_many_of_theirs(devices, num_rates, num_seeds, more, is_open):
+    rates = tuple(float(place) for place in range(1, num_rates + 1))
+    runs = grid(hyper={"learning_rate": rates}, seeds=num_seeds)
+    if more:
+        runs |= grid(hyper={"learning_rate": (0.5,)}, seeds=range(100, 100 + more))
+    assert ("seed" in sweep_of(runs, devices).groups[0].open) == is_open
 
 
-def test_calls_of_one_seed_are_equally_full(devices):
-    (group,) = plan_of("shallow", devices).groups
-    of_twenty = group._replace(num_seeds={20: 3})
-    plan = plan_of("shallow", devices)._replace(num_devices=2)
-    own = Layout(8)
-    assert tuning._evened(plan, of_twenty, own) == own
-    evened = tuning._evened(plan, of_twenty, Layout(8, False, SHARED))
+def test_calls_of_one_seed_are_equally_full():
+    own, shared = Layout(8), Layout(8, False, SHARED)
+    assert planning.evened(own, {20: 3}, 2) == own
+    evened = planning.evened(shared, {20: 3}, 2)
     assert evened.width == 5
-    assert plan.num_chunks(of_twenty.with_layout(evened)) == 6
-    assert plan.num_chunks(of_twenty.with_layout(evened), 30) == 3
-    assert plan.num_chunks(of_twenty.with_layout(own), 30) == 2
+    assert planning.evened(evened, {20: 3}, 2) == evened
+
+
+def test_a_layout_kept_for_other_runs_of_a_seed_is_evened(devices, monkeypatch, tmp_path):
+    monkeypatch.setenv("DLEXP_CACHE_DIR", str(tmp_path))
+    rates = tuple(float(place) for place in range(1, 41))
+    (group,) = sweep_of(grid(hyper={"learning_rate": rates}), devices).groups
+    pace.remember(group.program, Measured(Layout(20, False, SHARED), Pace(0.1, 0.2, 0.3), is_chosen=True))
+    for num_rates, width in ((40, 20 * 2 // len(devices)), (30, -(-30 // len(devices)))):
+        (known,) = sweep_of(grid(hyper={"learning_rate": rates[:num_rates]}), devices).groups
+        assert known.layout == planning.evened(Layout(20, False, SHARED), {num_rates: 1}, len(devices))
+        assert known.width <= max(width, 20)
+        assert (known.measured is None) == (known.layout.width != 20)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere the batch stays first")
+def test_first_layers_of_runs_that_share_a_seed_are_one_product(devices):
+    (group,) = plan_of("wide", devices).groups
+    texts = [
+        programs.lower(group.with_layout(Layout(2, False, made)), machine.mesh(devices))[1].compile().as_text()
+        for made in ((), SHARED)
+    ]
+    assert ["dot(" in text and "f32[32,16]" in text and "f32[16,64]" in text for text in texts] == [False, True]
+    assert ["f32[2,16,64]{2,1,0} fusion" in text for text in texts] == [True, False]  # batches, gathered
 
 
 def search(group, seconds_of):
     """The layouts that are timed, were each as slow as said."""
-    rounds, tried = tuning.rounds(group), {}
+    rounds, tried = tuning.rounds(group, lambda layout: layout), {}
     layouts = next(rounds)
     while True:
         tried |= {layout: seconds_of(layout) for layout in layouts}
@@ -185,7 +245,7 @@ def search(group, seconds_of):
 def test_the_search_widens_as_long_as_that_helps(devices):
     group = plan_of("shallow", devices).groups[0]
     tried = search(group, lambda layout: abs(layout.width - 64) + 1)
-    assert [layout.width for layout in tried] == [8, 8, 8, 16, 4, 32, 64, 128, 64, 64]
+    assert [layout.width for layout in tried] == [8, 8, 16, 4, 32, 64, 128, 64]
 
 
 def test_the_search_takes_one_call_a_step_where_a_loop_hurts(devices):
@@ -235,13 +295,11 @@ def test_the_fastest_turn_counts_and_a_long_training_has_more_of_them():
 
 def test_what_came_close_is_tried_again_at_the_best_width(devices):
     def seconds(layout):
-        if ("seed", "shared") in layout.choices:
-            return 12.0
-        is_one_pass = dict(layout.choices).get("optimizer", "one_pass") == "one_pass"
+        is_one_pass = dict(layout.choices)["optimizer"] == "one_pass" if layout.choices else True
         return abs(layout.width - 2) + (1.0 if is_one_pass == (layout.width < 8) else 0.9)
 
     tried = search(plan_of("shallow", devices).groups[0], seconds)
-    assert [layout.width for layout in tried] == [8, 8, 8, 16, 4, 2, 1, 2, 4, 1]
+    assert [layout.width for layout in tried] == [8, 8, 16, 4, 2, 1, 2, 4, 1]
     assert tuning._best(tried) == Layout(2, False, (("optimizer", "passes"),))
 
 

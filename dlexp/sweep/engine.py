@@ -410,7 +410,7 @@ def _look_ahead(items: Iterator[tuple[int, list[Future]]], distance: int) -> Ite
 
 
 def _calls(runs: Iterable[tuple[str, Run]], size: int, shares_seed: bool) -> Iterator[tuple[tuple[str, Run], ...]]:
-    """Yields as many runs as fit into a call, of one seed where that is asked for."""
+    """Yields as many runs as fit into a call, of one seed where they share it."""
     for _, alike in groupby(runs, lambda entry: entry[1].seed if shares_seed else None):
         while batch := tuple(islice(alike, size)):
             yield batch

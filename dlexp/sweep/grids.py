@@ -84,27 +84,20 @@ class Grid(NamedTuple):
                     seen.add(key)
                     yield Family(config, names)
 
-    def runs(self, family: Family, seed: int | None = None) -> Iterator[Run]:
-        """Yields the runs of one family (and of one seed), seeds fastest; a run that stands in several blocks once."""
-        earlier: list[_Members] = []
-        for block in self.blocks:
-            members = _members(block)
-            if not _has_family(members, family):
-                continue
-            for values in product(*block.hyper.values()):
-                hyper = dict(zip(block.hyper, values, strict=True))
-                point = {name: _number(value) for name, value in hyper.items()}
-                holders = [each for each in earlier if all(point[name] in each.hyper[name] for name in point)]
-                for each_seed in block.seeds if seed is None else {seed} & members.seeds:
-                    if not any(each_seed in each.seeds for each in holders):
-                        yield Run(family.config, hyper, each_seed)
-            earlier.append(members)
+    def runs(self, family: Family, *, by_seed: bool = False) -> Iterator[Run]:
+        """Yields the runs of one family, seeds fastest (slowest if by seed); one in several blocks once."""
+        having = [(block, _members(block)) for block in self._having(family)]
+        earlier = [[members for _, members in having[:place]] for place in range(len(having))]
+        if not by_seed:
+            for (block, _), before in zip(having, earlier, strict=True):
+                yield from _block_runs(family, block, before, block.seeds)
+            return
+        for seed in self._seeds(family):
+            for (block, members), before in zip(having, earlier, strict=True):
+                if seed in members.seeds:
+                    yield from _block_runs(family, block, before, (seed,))
 
-    def seeds(self, family: Family) -> list[int]:
-        """Returns the seeds of a family, in order of first appearance."""
-        return list(dict.fromkeys(seed for block in self._having(family) for seed in block.seeds))
-
-    def num_seeds_by_runs(self, family: Family) -> dict[int, int]:
+    def seeds_by_runs(self, family: Family) -> dict[int, int]:
         """Returns how many seeds have how many runs of a family: `{runs of one seed: such seeds}`.
 
         Nothing is expanded where the family stands in one block alone.
@@ -116,10 +109,14 @@ class Grid(NamedTuple):
 
     def num_runs(self, family: Family) -> int:
         """Returns how many runs a family has."""
-        return sum(math.prod(pair) for pair in self.num_seeds_by_runs(family).items())
+        return sum(math.prod(pair) for pair in self.seeds_by_runs(family).items())
 
     def _having(self, family: Family) -> list[Block]:
         return [block for block in self.blocks if _has_family(_members(block), family)]
+
+    def _seeds(self, family: Family) -> Iterable[int]:
+        """In order of first appearance."""
+        return dict.fromkeys(seed for block in self._having(family) for seed in block.seeds)
 
 
 class _Members(NamedTuple):
@@ -134,6 +131,17 @@ def _members(block: Block) -> _Members:
         {name: frozenset(map(_number, values)) for name, values in block.hyper.items()},
         frozenset(block.seeds),
     )
+
+
+def _block_runs(family: Family, block: Block, earlier: Sequence[_Members], seeds: Sequence[int]) -> Iterator[Run]:
+    """The runs of some of a block's seeds that stand in no earlier block."""
+    for values in product(*block.hyper.values()):
+        hyper = dict(zip(block.hyper, values, strict=True))
+        point = {name: _number(value) for name, value in hyper.items()} if earlier else {}
+        holders = [each for each in earlier if all(point[name] in each.hyper[name] for name in point)]
+        for seed in seeds:
+            if not any(seed in each.seeds for each in holders):
+                yield Run(family.config, hyper, seed)
 
 
 def _has_family(members: _Members, family: Family) -> bool:

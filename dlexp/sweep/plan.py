@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
-from itertools import chain
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +30,7 @@ class Group(NamedTuple):
     Attributes:
       family: config and swept names.
       learner: what a run does.
-      num_seeds: runs of one seed -> seeds with so many.
+      seeds_by_runs: runs of one seed -> seeds with so many.
       layout: how its programs are made; fixed for the group.
       open: choice -> the options that its networks and optimizers leave open.
       program: names what its programs compute, on these devices: groups of equal name are equally fast.
@@ -46,7 +45,7 @@ class Group(NamedTuple):
 
     family: Family
     learner: Learner
-    num_seeds: Mapping[int, int]
+    seeds_by_runs: Mapping[int, int]
     layout: Layout
     num_params: int
     state_bytes: int
@@ -61,7 +60,7 @@ class Group(NamedTuple):
     @property
     def num_runs(self) -> int:
         """Runs of the grid in this group."""
-        return sum(math.prod(pair) for pair in self.num_seeds.items())
+        return sum(math.prod(pair) for pair in self.seeds_by_runs.items())
 
     @property
     def width(self) -> int:
@@ -84,9 +83,7 @@ class Plan(NamedTuple):
 
     def runs(self, group: Group) -> Iterator[tuple[str, Run]]:
         """Yields each run of a group with its id, in the order in which they are trained."""
-        grid, family = self.sweep.grid, group.family
-        seeds = grid.seeds(family) if group.layout.shares_seed else [None]
-        for run in chain.from_iterable(grid.runs(family, seed) for seed in seeds):
+        for run in self.sweep.grid.runs(group.family, by_seed=group.layout.shares_seed):
             yield run_id(self.identity, run), run
 
     def evaluation_steps(self) -> list[int]:
@@ -100,14 +97,13 @@ class Plan(NamedTuple):
         return sum(group.num_runs for group in self.groups)
 
     def num_chunks(self, group: Group, num_missing: int | None = None) -> int:
-        """Returns how many calls train a group, or what is missing of it, as many of each seed as of the others."""
-        rows, num_runs = group.width * self.num_devices, group.num_runs if num_missing is None else num_missing
+        """Returns how many calls train a group, or about how many train the runs that are missing of it."""
+        rows, num_runs = group.width * self.num_devices, group.num_runs
+        num_missing = num_runs if num_missing is None else num_missing
         if not group.layout.shares_seed:
-            return -(-num_runs // rows)
-        return sum(
-            num_seeds * -(-(of_one * num_runs) // (group.num_runs * rows))
-            for of_one, num_seeds in group.num_seeds.items()
-        )
+            return -(-num_missing // rows)
+        in_all = sum(seeds * -(-runs // rows) for runs, seeds in group.seeds_by_runs.items())
+        return -(-in_all * num_missing // num_runs)
 
     def seconds(self, group: Group) -> float | None:
         """Returns how long a group will train, compilation not counted; None where it was not measured yet."""
@@ -171,12 +167,12 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
             "module's docstring say what there is, --sweep=NAME changes one sweep alone"
         ) from error
     _check(identity, sweep, family, learner)
-    num_seeds = sweep.grid.num_seeds_by_runs(family)
+    seeds_by_runs = sweep.grid.seeds_by_runs(family)
     if isinstance(learner, Measurement):
         if sweep.num_steps:
             raise ValueError(f"sweep {identity.sweep}: a measurement takes no steps, so num_steps must be 0")
         idle = Learner({}, learner.hyper, _never, None, _never)
-        return Group(family, idle, num_seeds, Layout(1), 0, 0, 0.0, measure=learner.measure)
+        return Group(family, idle, seeds_by_runs, Layout(1), 0, 0, 0.0, measure=learner.measure)
     if not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in jax.tree.leaves(learner.data)):
         raise TypeError(
             f"sweep {identity.sweep}: a learner's data must be arrays; wrap numbers and lists in np.asarray"
@@ -197,16 +193,16 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
         ]
     costs = [cost.of(jaxpr) for jaxpr in traced]
     left_open = {name: options for name, options in asked.items() if len(options) > 1}
-    if learner.update is not None and max(num_seeds) > 1:
+    default = _default_layout(devices, state, data, costs)._replace(choices=_usual_choices(left_open))
+    if learner.update is not None and _can_share(seeds_by_runs, default.width * len(devices)):
         left_open["seed"] = (choices.OWN, choices.SHARED)
-    decisive = [sorted(left_open.items()), max(num_seeds)]  # with other options, or runs to share, another is fastest
-    program = pace.name_of([*traced, *decisive], devices)
+    program = pace.name_of([*traced, sorted(left_open.items())], devices)  # with other options the fastest is another
     measured = pace.recall(program)
     group = Group(
         family,
         learner,
-        num_seeds,
-        _default_layout(devices, state, data, costs)._replace(choices=_usual_choices(left_open)),
+        seeds_by_runs,
+        default,
         _num_params(state),
         cost.num_bytes(state),
         sum(times * each.flops for times, each in zip((sweep.num_evals + 1, sweep.num_steps), costs, strict=False)),
@@ -216,7 +212,23 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
         program,
         measured,
     )
-    return group.with_layout(measured.layout if measured and measured.is_chosen else group.layout)
+    layout = measured.layout if measured and measured.is_chosen else default
+    return group.with_layout(evened(layout, seeds_by_runs, len(devices)))
+
+
+def evened(layout: Layout, seeds_by_runs: Mapping[int, int], num_devices: int) -> Layout:
+    """Returns the layout; if the runs of a call share a seed, as narrow as fills all calls of a seed equally."""
+    if not layout.shares_seed:
+        return layout
+    most = max(seeds_by_runs)
+    num_calls = -(-most // (layout.width * num_devices))
+    return layout._replace(width=-(-most // (num_calls * num_devices)))
+
+
+def _can_share(seeds_by_runs: Mapping[int, int], num_rows: int) -> bool:
+    """Whether most runs have a seed with so many of them that they fill half a call at least."""
+    num_sharing = sum(runs * seeds for runs, seeds in seeds_by_runs.items() if 2 * runs >= num_rows)
+    return 2 * num_sharing > sum(math.prod(pair) for pair in seeds_by_runs.items())
 
 
 def _never(*args: Any) -> Any:

@@ -52,7 +52,7 @@ class Programs(NamedTuple):
     """What a group's runs do together, compiled.
 
     Attributes:
-      initialize: `(seeds, hyper, data) -> carry`.
+      initialize: `(seeds, hyper, data) -> carry`; one seed alone where the runs of a call share it.
       segment: `(seeds, hyper, data, carry, start, stop, interval) -> (carry, evaluations)`, the steps from start to
         stop, with an evaluation at each multiple of `interval` that is reached, `group.num_kept` of them at most; the
         steps from `-interval` to 0 are none, and an evaluation. The carry is used up. `evaluations()` waits for them.
@@ -140,7 +140,7 @@ def _evaluation_alone(evaluate: Callable) -> Callable:
 def arguments(group: Group, runs: Sequence[Run], sharding: NamedSharding) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns seeds and swept values of a chunk, padded to the full width by repeating the last run.
 
-    Where the layout has one seed a call, that seed alone.
+    Where the runs of a call share a seed, the seed of the first alone.
     """
     learner, everywhere = group.learner, NamedSharding(sharding.mesh, PartitionSpec())
     padded = [*runs, *[runs[-1]] * (group.width * sharding.mesh.size - len(runs))]

@@ -8,16 +8,16 @@ counts: other work on the machine only slows, for whole seconds. A round is made
 than a tenth of the training that is left, and the default layout stays unless another is 3% faster. What won is kept
 for this machine and these programs.
 
-Batches are shared where that is faster: a call then has runs of one seed alone, for which batches, dropout masks and
-first layers are one (`Layout.shares_seed`), and is made as narrow as fills all calls of a seed equally. Measured on a
-CPU: a small perceptron trains 1.2 times as fast, a larger one 1.08 times. What a run computes is the same: what chance
-decides in it depends on its seed, never on the runs beside it.
+Where most runs have many others of their seed (half a call of the default width at least), the calls may have one seed
+each (`Layout.shares_seed`), and are then as narrow as fills all calls of a seed equally: batches, dropout masks and, on
+a CPU, the first layers of perceptrons are one for all runs of a call. Measured on a CPU: a small perceptron trains 1.2
+times as fast, a larger one 1.08 times. What a run computes is the same in either: what chance decides in it depends on
+its seed, never on the runs beside it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +30,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dlexp.sweep import machine, pace, programs
 from dlexp.sweep.pace import Layout, Measured, Pace
-from dlexp.sweep.plan import MEMORY_SHARE, Group, Plan
+from dlexp.sweep.plan import MEMORY_SHARE, Group, Plan, evened
 
 WORTH_SECONDS = 20.0  # of training, by the estimate or as timed: less is not worth measuring
 SHARE = 0.1  # of the training that is left, that a round of timings may take
@@ -78,10 +78,10 @@ def tuned(
     return plan._replace(groups=tuple(groups))
 
 
-def rounds(group: Group, fitted: Callable[[Layout], Layout] = lambda layout: layout) -> Rounds:
+def rounds(group: Group, fitted: Callable[[Layout], Layout]) -> Rounds:
     """Yields layouts to be timed, round by round; is sent the seconds of training of all that were.
 
-    `fitted` says which layout to take in place of one whose last call would be nearly empty.
+    Each is fitted to the group's runs beforehand.
     """
     seconds, num_timed = (yield [group.layout]), 0
 
@@ -149,7 +149,7 @@ def _may_be_worth_it(group: Group, num_missing: int, devices: list[jax.Device]) 
 
 def _tuned(plan: Plan, group: Group, num_missing: int, bench: Bench, tell: Callable[[str], None]) -> Group:
     seconds, rates = dict[Layout, float](), dict[str, float]()
-    search = rounds(group, functools.partial(_evened, plan, group))
+    search = rounds(group, lambda layout: evened(layout, group.seeds_by_runs, plan.num_devices))
     layouts, spent = next(search), 0.0
     while True:
         began = time.perf_counter()
@@ -218,15 +218,6 @@ def _training_seconds(plan: Plan, group: Group, num_runs: int, layout: Layout, r
     rows, num_chunks = layout.width * plan.num_devices, plan.num_chunks(group.with_layout(layout), num_runs)
     beside = group.measured.pace.start if group.measured else CHUNK_SECONDS
     return num_chunks * (beside + rows * plan.sweep.num_steps / rate)
-
-
-def _evened(plan: Plan, group: Group, layout: Layout) -> Layout:
-    """The layout; with one seed a call as narrow as makes all calls of a seed equally full."""
-    if not layout.shares_seed:
-        return layout
-    most = max(group.num_seeds)
-    num_chunks = -(-most // (layout.width * plan.num_devices))
-    return layout._replace(width=-(-most // (num_chunks * plan.num_devices)))
 
 
 def _expected_pace(plan: Plan, group: Group, layout: Layout, rate: float) -> Pace:

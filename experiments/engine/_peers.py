@@ -226,8 +226,8 @@ def _jax_rate(
 ) -> Rate:
     """Steps and evaluation, compiled as `spread` says; 0 rows are one run without an axis.
 
-    A run has a rate of its own, and a seed unless all have one: then its batches are drawn for it alone. `lay` says how
-    the state lies in memory after a step in a loop.
+    A run has a rate of its own. Its batches are drawn for it alone unless runs share a seed. `lay` says how the state
+    lies in memory after a step in a loop.
     """
 
     def steps(state: Any, run: Any, data: Any, start: jax.Array, stop: jax.Array) -> Any:

@@ -6,8 +6,9 @@ trained in several ways on one machine: by this engine, by the programs that it 
 (https://docs.pytorch.org/docs/stable/func.html) and scikit-learn are commonly used. Everyone takes the same steps of
 Adam and evaluates the same 1,000 rows every 100 steps; the ways take turns, three in a round, of which the fastest
 counts, and a round is a seed: a machine shared with others is slowed by them for seconds. The engine's turns are parts
-of one sweep, of about a minute in all. Compilation and files are left out. In the same rounds the layouts are timed
-from which the engine's plan chooses (`dlexp.sweep.tuning`).
+of one sweep, of about a minute in all, of many rates and one seed: there runs may share their batches, in the engine,
+in the programs it wraps and in PyTorch's ensembles. Compilation and files are left out. In the same rounds the layouts
+are timed from which the engine's plan chooses (`dlexp.sweep.tuning`).
 
 There is no theory but the machine's: the rate at which it multiplies large matrices, measured in the same rounds, and
 that of its memory. PyTorch takes part where it is installed (the extra `peers`), MNIST where its files are at hand or
@@ -146,7 +147,7 @@ def layouts(name: str) -> Iterator[Layout]:
     Convolutions take what else is open in the plan's way here; other ways are measured of the chosen layout alone.
     """
     platform = jax.local_devices()[0].platform
-    (group,) = workload(name).plan(0, 2, EVERY).groups
+    (group,) = workload(name).plan(0, 1000, EVERY).groups
     names = sorted(group.open)
     usual = dict(_explicit(group).choices)
     for options in product(*(group.open[name] for name in names)):
@@ -205,7 +206,7 @@ def machine_rates(config: Config, num_steps: int) -> Measurement:
 def _other_ways(name: str, layout: Layout) -> Iterator[Layout]:
     """The layout, and with each other option of what is open beside the lowering of convolutions."""
     yield layout
-    (group,) = workload(name).plan(0, 2, EVERY).groups
+    (group,) = workload(name).plan(0, 1000, EVERY).groups
     for choice in sorted(group.open.keys() - {"convolution"}):
         for option in group.open[choice]:
             yield layout._replace(choices=tuple(sorted((dict(layout.choices) | {choice: option}).items())))
