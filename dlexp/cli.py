@@ -128,7 +128,7 @@ def _as_saved(experiment: Experiment, plans: Mapping[str, Plan], values: dict[st
 
     roots = (values["out"], api.REFERENCE)
     manifests = (folders.read_manifest(folders.folder_of(root, experiment.name, values["scale"])) for root in roots)
-    return training.as_saved(plans, next(filter(None, manifests), {}))
+    return training.as_saved(plans, next(filter(None, manifests), {}), exactly=True)
 
 
 def _train_again(plans: Mapping[str, Plan], values: dict[str, Any], console: Console) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dlexp.choices import OWN, SHARED
 from dlexp.interrupt import deferred
 from dlexp.progress import Display, say
 from dlexp.results import checkpoint, folders, store, table
@@ -50,13 +51,14 @@ def train(
         manifest = _declared(experiment, plans, scale, manifest)
         try:
             folders.write_manifest(folder, manifest)
-            with deferred(lambda text: say(console, text)) as stopping, _timed(folder, manifest):
+            with deferred(lambda text: say(console, text)) as stopping:
                 for name, each in plans.items():
-                    sweep = _Sweep(each, folder / name, console, stopping)
-                    if sweep.is_missing_any():
-                        manifest["sweeps"][name]["layouts"] |= sweep.lay_out(kept=manifest["sweeps"][name]["layouts"])
-                        folders.write_manifest(folder, manifest)
-                        sweep.train()
+                    with _timed(folder, manifest, name) as about:
+                        sweep = _Sweep(each, folder / name, console, stopping)
+                        if sweep.is_missing_any():
+                            about["layouts"] |= sweep.lay_out(kept=about["layouts"])
+                            folders.write_manifest(folder, manifest)
+                            sweep.train()
         except engine.OutOfMemoryError as error:
             raise ResultsError(str(error)) from error
         except OSError as error:
@@ -66,28 +68,31 @@ def train(
             ) from error
 
 
-def as_saved(plans: Mapping[str, Plan], manifest: Mapping[str, Any]) -> dict[str, Plan]:
-    """Returns the plans in the layouts in which a manifest says that runs were trained on devices like these."""
-    return {name: _with_layouts(each, _saved_layouts(manifest, name)) for name, each in plans.items()}
+def as_saved(plans: Mapping[str, Plan], manifest: Mapping[str, Any], *, exactly: bool = False) -> dict[str, Plan]:
+    """Returns the plans in the layouts in which a manifest says that runs were trained on devices like these.
+
+    Calls of one seed stay that only where enough runs of this grid have the same, unless `exactly` asks for them.
+    """
+    return {name: _with_layouts(each, _saved_layouts(manifest, name), exactly) for name, each in plans.items()}
 
 
 def _saved_layouts(manifest: Mapping[str, Any], sweep: str) -> dict[str, Any]:
     return dict(manifest.get("sweeps", {}).get(sweep, {}).get("layouts", {}))
 
 
-def _with_layouts(plan: Plan, layouts: Mapping[str, Any]) -> Plan:
+def _with_layouts(plan: Plan, layouts: Mapping[str, Any], exactly: bool) -> Plan:
     saved = [layouts.get(_family_key(plan, group)) for group in plan.groups]
     groups = [
-        group.with_layout(_possible(Layout.from_json(layout), group)) if layout else group
+        group.with_layout(_possible(Layout.from_json(layout), group, exactly)) if layout else group
         for group, layout in zip(plan.groups, saved, strict=True)
     ]
     return plan._replace(groups=tuple(groups))
 
 
-def _possible(layout: Layout, group: Group) -> Layout:
+def _possible(layout: Layout, group: Group, exactly: bool) -> Layout:
     """Without what cannot be chosen here: what XLA can be told depends on the process."""
-    choices = ((name, option) for name, option in layout.choices if option in group.open.get(name, ()))
-    return layout._replace(choices=tuple(choices))
+    options = {**({"seed": (OWN, SHARED)} if exactly else {}), **group.open}
+    return layout._replace(choices=tuple(pair for pair in layout.choices if pair[1] in options.get(pair[0], ())))
 
 
 def _family_key(plan: Plan, group: Group) -> str:
@@ -98,13 +103,18 @@ def _family_key(plan: Plan, group: Group) -> str:
 
 
 @contextmanager
-def _timed(folder: Path, manifest: dict[str, Any]) -> Iterator[None]:
-    """Adds the seconds spent to the manifest, however it ends; a start that finds all saved adds next to nothing."""
-    began = time.monotonic()
+def _timed(folder: Path, manifest: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
+    """Yields a sweep's part of the manifest and adds the seconds spent to it and to the whole, however it ends.
+
+    A start that finds all saved adds next to nothing.
+    """
+    began, about = time.monotonic(), manifest["sweeps"][name]
     try:
-        yield
+        yield about
     finally:
-        manifest["seconds"] = round(manifest.get("seconds", 0.0) + time.monotonic() - began, 1)
+        spent = time.monotonic() - began
+        for each in (about, manifest):
+            each["seconds"] = round(each.get("seconds", 0.0) + spent, 1)
         folders.write_manifest(folder, manifest)
 
 
@@ -121,6 +131,7 @@ def _declared(
             "num_groups": len(each.groups),
             "blocks": table.describe(each.sweep.grid),
             "layouts": _saved_layouts(manifest, name),
+            "seconds": sweeps.get(name, {}).get("seconds", 0.0),
         }
     return {
         **manifest,

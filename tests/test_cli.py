@@ -187,11 +187,19 @@ def test_fresh_starts_over_and_says_what_it_drops(tmp_path):
     assert len(saved_ids(folder)) == 2
 
 
-def test_fresh_drops_only_the_chosen_sweeps(tmp_path):
+def test_fresh_drops_only_the_chosen_sweeps_and_the_seconds_spent_on_them(tmp_path):
     main(out=tmp_path)
+    folder = folders.folder_of(tmp_path, SMALL.name, "smoke")
+    about = json.loads((folder / "manifest.json").read_text())
+    about["sweeps"]["main"]["seconds"] += 1000.0
+    about["seconds"] += 1000.0
+    (folder / "manifest.json").write_text(json.dumps(about))
     main("--fresh", "--sweep=main", "--seeds=1", out=tmp_path)
-    results = load(folders.folder_of(tmp_path, SMALL.name, "smoke"))
-    assert {name: len(table) for name, table in results.items()} == {"other": 2, "main": 2}
+    assert {name: len(table) for name, table in load(folder).items()} == {"other": 2, "main": 2}
+    about = json.loads((folder / "manifest.json").read_text())
+    by_sweep = [sweep["seconds"] for sweep in about["sweeps"].values()]
+    assert all(0 < seconds < 1000 for seconds in by_sweep)
+    assert about["seconds"] == pytest.approx(sum(by_sweep), abs=0.2)
 
 
 def test_figures_and_claims_of_another_grid_do_not_stay(tmp_path):

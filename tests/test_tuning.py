@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dlexp import api, choices, learner, losses, models, optim, report, xla
+from dlexp import api, choices, learner, losses, models, optim, report, training, xla
 from dlexp.data import Dataset, bundled
 from dlexp.models import ConvLayer, perceptron
 from dlexp.results import load
@@ -217,6 +217,17 @@ def test_a_layout_kept_for_other_runs_of_a_seed_is_evened(devices, monkeypatch, 
         assert known.layout == planning.evened(Layout(20, False, SHARED), {num_rates: 1}, len(devices))
         assert known.width <= max(width, 20)
         assert (known.measured is None) == (known.layout.width != 20)
+
+
+def test_calls_of_one_seed_are_kept_for_a_run_alone_but_not_for_a_grid_of_few_runs_a_seed(devices):
+    few = {"main": sweep_of(grid(hyper={"learning_rate": RATES}, seeds=9), devices)}
+    layout = Layout(5, False, SHARED)
+    key = training._family_key(few["main"], few["main"].groups[0])
+    manifest = {"sweeps": {"main": {"layouts": {key: layout._asdict()}}}}
+    (exactly,) = training.as_saved(few, manifest, exactly=True)["main"].groups
+    (going_on,) = training.as_saved(few, manifest)["main"].groups
+    assert exactly.layout == layout
+    assert going_on.layout == Layout(5)
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere the batch stays first")

@@ -159,5 +159,8 @@ def _drop(folder: Path) -> None:
 
 
 def _without(manifest: Mapping[str, Any], drop: Collection[str]) -> dict[str, Any]:
-    sweeps = {name: sweep for name, sweep in manifest.get("sweeps", {}).items() if name not in drop}
-    return {**manifest, "sweeps": sweeps} if sweeps else {}
+    """The manifest of the other sweeps; the seconds spent on those that are dropped go with them."""
+    sweeps = manifest.get("sweeps", {})
+    kept = {name: sweep for name, sweep in sweeps.items() if name not in drop}
+    dropped = sum(sweep.get("seconds", 0.0) for name, sweep in sweeps.items() if name in drop)
+    return {**manifest, "sweeps": kept, "seconds": round(manifest.get("seconds", 0.0) - dropped, 1)} if kept else {}
