@@ -58,6 +58,7 @@ MACHINE = "machine"  # the sweep in which nothing is trained
 ENGINE, BARE, PROCESSES = "this engine", "bare loop", "PyTorch eager, a process a core"
 TURNS = 3  # of a round, of which the fastest counts
 SECONDS = 0.15  # of one timing; way too slow ones make a step and an evaluation
+LAYOUTS_SHOWN = 20  # of a workload, the fastest
 ENGINE_SECONDS = 3.0  # of the engine and the loop it wraps: a sweep of about a minute in all
 CONVOLUTION_WIDTHS = {"winograd": (1, 2, 4), "batch_last": (1, 2, 4), "native": (1,)}  # on a CPU, else 1 and 2
 WIDTHS = {"cpu": (1, 2, 4, 8, 16), "gpu": (1, 8, 64, 512, 4096), "tpu": (1, 8, 64, 512, 4096)}
@@ -254,7 +255,7 @@ def sweeps(scale: str) -> dict[str, Sweep]:
 
 
 def figures(results: Results) -> Figures:
-    """Steps a second of everyone; of every layout."""
+    """Steps a second of everyone; of the fastest layouts."""
     return {"rates": lambda: _rates(results), "layouts": lambda: _layouts(results)}
 
 
@@ -387,7 +388,9 @@ def _layouts(results: Results) -> Figure:
     figure, panels = _panels(results, height=4.4)
     for axes, name in panels:
         rates, chosen = _layout_rates(results[name])
-        order = sorted(rates, key=lambda layout: -float(np.median(rates[layout])))
+        order = sorted(rates, key=lambda layout: -float(np.median(rates[layout])))[:LAYOUTS_SHOWN]
+        if len(order) < len(rates):
+            axes.set_title(f"{axes.get_title()}: {LAYOUTS_SHOWN} of {len(rates)}")
         for place, layout in enumerate(order):
             _bar(axes, place, rates[layout], layout == chosen)
         labels = [_short(layout) + (" (chosen)" if layout == chosen else "") for layout in order]
