@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from itertools import product
 from typing import Any, NamedTuple
@@ -112,7 +112,7 @@ class Ready(NamedTuple):
     seconds: Mapping[str, float]
 
 
-@cache
+@lru_cache(maxsize=1)  # the programs of all workloads at once are more than a process may map into its memory
 def ready(name: str) -> Ready:
     """Gets everyone ready; the engine's layout is chosen as for a long sweep."""
     work, devices = workload(name), jax.local_devices()
