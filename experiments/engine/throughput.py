@@ -390,7 +390,7 @@ def _layouts(results: Results) -> Figure:
         rates, chosen = _layout_rates(results[name])
         order = sorted(rates, key=lambda layout: -float(np.median(rates[layout])))[:LAYOUTS_SHOWN]
         if len(order) < len(rates):
-            axes.set_title(f"{axes.get_title()}: {LAYOUTS_SHOWN} of {len(rates)}")
+            axes.set(title=f"{TITLES.get(name, name)}: {LAYOUTS_SHOWN} of {len(rates)} ways")
         for place, layout in enumerate(order):
             _bar(axes, place, rates[layout], layout == chosen)
         labels = [_short(layout) + (" (chosen)" if layout == chosen else "") for layout in order]
