@@ -161,7 +161,7 @@ def _measured(plan: Plan, done: Container[str]) -> Iterator[Event]:
             if name not in done:
                 began = time.perf_counter()
                 values = group.measure(planning.full_hyper(group.learner, run), run.seed)
-                metrics = {key: np.asarray(value, np.float32)[None, None] for key, value in values.items()}
+                metrics = {key: np.asarray(value, np.float32)[None, None] for key, value in sorted(values.items())}
                 finite = all(np.isfinite(value).all() for value in metrics.values())
                 status, lost_at = ("ok", -1) if finite else ("nonfinite", 0)
                 seconds = time.perf_counter() - began
