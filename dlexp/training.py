@@ -173,9 +173,9 @@ class _Sweep:
             self._plan, self._devices, self._num_missing, fixed=fixed, tell=tell, stopping=self._stopping
         )
         pairs = zip(self._plan.groups, self._num_missing, strict=True)
-        trained = [index for index, (group, missing) in enumerate(pairs) if missing and not group.measure]
-        groups = [self._plan.groups[index] for index in trained if index not in fixed]
-        return {_family_key(self._plan, group): group.layout._asdict() for group in groups}
+        free = [pair for index, pair in enumerate(pairs) if index not in fixed]
+        trained = [group for group, missing in free if missing and not group.measure]
+        return {_family_key(self._plan, group): group.layout._asdict() for group in trained}
 
     def train(self) -> None:
         """Trains and saves the missing runs."""
