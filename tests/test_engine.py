@@ -241,6 +241,18 @@ def test_segments_of_any_length_give_the_same_numbers(devices, monkeypatch):
         np.testing.assert_array_equal(values, pieces[(0.01, 0)][0].metrics[name])
 
 
+def test_the_first_evaluation_is_the_same_in_a_call_of_its_own_and_with_the_first_steps(devices, monkeypatch):
+    rates = grid(hyper={"learning_rate": (0.01, 1e30)})
+    own = finished(rates, devices, num_steps=4)
+    monkeypatch.setattr(engine, "EVALUATED_ALONE", 0)
+    together = finished(rates, devices, num_steps=4)
+    for key, (chunk, row) in own.items():
+        other, _ = together[key]
+        assert other.nonfinite_at[row] == chunk.nonfinite_at[row]
+        for name, values in chunk.metrics.items():
+            np.testing.assert_array_equal(values[row], other.metrics[name][row])
+
+
 def test_orthogonal_weights_can_be_drawn_on_several_devices(devices):
     def make_learner(config, num_steps):
         model = models.mlp(width=16, num_layers=4, num_outputs=10, initializer="orthogonal")

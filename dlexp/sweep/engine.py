@@ -29,6 +29,7 @@ from dlexp.types import PyTree
 
 SEGMENT_SECONDS = 1.0  # between two looks at the progress; the steps of a call are an argument of the program
 UNDER_WAY = 2  # calls whose results are not waited for; JAX slows down from 32 of them on
+EVALUATED_ALONE = 3  # chunks of a group that begin with a call for their first evaluation, timed; others save that call
 _LOOK_AHEAD = 8  # groups that are compiled at most before the first of them is trained
 
 
@@ -240,31 +241,37 @@ class _Clock:
     def __init__(self) -> None:
         self.steps = 1
         self._began = time.perf_counter()
-        self._num_chunks = self._num_steps = self._num_evals = 0
+        self._num_chunks = self._num_steps = self._num_evals = self._num_alone = 0
         self._training = self._evaluating = 0.0
+        self._alone = 0.0  # the shortest evaluation that was a call of its own; until there was one, none takes time
 
-    def started(self, seconds: float) -> None:
-        """A chunk was evaluated alone, at its start."""
-        self._num_chunks, self._num_evals = self._num_chunks + 1, self._num_evals + 1
-        self._evaluating += seconds
+    @property
+    def times_evaluations(self) -> bool:
+        """Whether the first evaluation of a chunk is to be a call of its own, so that it can be timed."""
+        return self._num_alone < EVALUATED_ALONE
+
+    def started(self, evaluating: float | None = None) -> None:
+        """A chunk began; its first evaluation took so many seconds, where it was a call of its own."""
+        self._num_chunks += 1
+        if evaluating is not None:
+            self._num_alone, self._num_evals = self._num_alone + 1, self._num_evals + 1
+            self._evaluating += evaluating
+            self._alone = min(evaluating, self._alone or evaluating)
 
     def noted(self, num_steps: int, num_evals: int, seconds: float) -> None:
         """Steps were made, evaluations among them."""
+        evaluating = min(num_evals * self._alone, seconds)  # a call of its own takes longer
+        training = max(seconds - evaluating, min(seconds, 1e-6))
         self._num_steps, self._num_evals = self._num_steps + num_steps, self._num_evals + num_evals
-        evaluating = min(num_evals * self._evaluation, seconds)  # alone, at the start, one takes a call more
-        self._training += max(seconds - evaluating, 1e-6)
-        self._evaluating += evaluating
+        self._training, self._evaluating = self._training + training, self._evaluating + seconds - training
         possible = int(SEGMENT_SECONDS * num_steps / max(seconds, 1e-6))
         self.steps = max(1, min(10 * max(num_steps, self.steps), possible))
-
-    @property
-    def _evaluation(self) -> float:
-        return self._evaluating / max(self._num_evals, 1)
 
     def pace(self) -> Pace:
         """Returns what a chunk takes, what is done with it outside the engine counted."""
         others = time.perf_counter() - self._began - self._training - self._evaluating
-        return Pace(others / max(self._num_chunks, 1), self._training / max(self._num_steps, 1), self._evaluation)
+        evaluation = self._evaluating / max(self._num_evals, 1)
+        return Pace(others / max(self._num_chunks, 1), self._training / max(self._num_steps, 1), evaluation)
 
 
 def _train_chunk(chunk: _Chunk, placed: _Placed, clock: _Clock, resume: Resume) -> Iterator[Event]:
@@ -273,25 +280,30 @@ def _train_chunk(chunk: _Chunk, placed: _Placed, clock: _Clock, resume: Resume) 
     runs = [run for _, run in chunk.runs]
     arguments = (*programs.arguments(chunk.group, runs, placed.over_runs), placed.data)
     made, recorder = placed.programs, Recorder(len(runs), chunk.num_steps, chunk.num_evals)
-    carry = jax.block_until_ready(made.initialize(*arguments))
+    carry = made.initialize(*arguments)
     saved = resume(name)
     if saved is None or not programs.fits(saved.carry, carry):  # or the code has changed since: it begins anew
-        start, ready = 0, time.perf_counter()
-        carry, evaluations = made.segment(*arguments, carry, -recorder.interval, 0, recorder.interval)
-        recorder.add(0, evaluations()[0].metrics, {})
-        clock.started(time.perf_counter() - ready)
+        start = -recorder.interval
+        if clock.times_evaluations or not chunk.num_steps:
+            jax.block_until_ready(carry)
+            ready = time.perf_counter()
+            start, carry = 0, _advance(made, arguments, carry, recorder, chunk.group.num_kept, start, 0)
+            clock.started(time.perf_counter() - ready)
+        else:
+            clock.started()  # the evaluation is in the call of the first steps
     else:
         start, recorder.nonfinite_at, recorder.rows = saved.step, saved.nonfinite_at, saved.rows
         carry = programs.to_devices(saved.carry, carry)
         kept = saved
         yield Advanced(name, start * len(runs), _num_lost(recorder), 0.0, lambda: kept)
     while start < chunk.num_steps and recorder.any_alive:
-        called, stop = time.perf_counter(), min(start + clock.steps, chunk.num_steps)
-        carry, num_evals = _advance(made, arguments, carry, recorder, chunk.group.num_kept, start, stop)
-        clock.noted(stop - start, num_evals, time.perf_counter() - called)
+        called, first = time.perf_counter(), max(start, 0)
+        stop = min(first + clock.steps, chunk.num_steps)
+        carry = _advance(made, arguments, carry, recorder, chunk.group.num_kept, start, stop)
+        clock.noted(stop - first, len(recorder.evaluated(start, stop)), time.perf_counter() - called)
         take = _snapshotter(stop, carry, recorder)
         expected = clock.pace().seconds(chunk.num_steps, chunk.num_evals + 1)
-        yield Advanced(name, (stop - start) * len(runs), _num_lost(recorder), expected, take)
+        yield Advanced(name, (stop - first) * len(runs), _num_lost(recorder), expected, take)
         start = stop
     seconds, metrics = time.perf_counter() - began, recorder.curves(carry.means)
     whole = saved is None and _num_lost(recorder) < len(runs)
@@ -310,10 +322,10 @@ def _train_chunk(chunk: _Chunk, placed: _Placed, clock: _Clock, resume: Resume) 
 
 def _advance(
     made: Programs, arguments: tuple[Any, ...], carry: Carry, recorder: Recorder, num_kept: int, start: int, stop: int
-) -> tuple[Carry, int]:
+) -> Carry:
     """Sets calls going, one after another, and records the evaluations of each while the next are under way.
 
-    Returns the last carry, and how many evaluations there were.
+    Returns the last carry.
     """
     under_way = deque[tuple[range, Callable[[], list[Evaluation]]]]()
     for first, end in recorder.calls(start, stop, num_kept):
@@ -324,14 +336,14 @@ def _advance(
     for each in under_way:
         _record(recorder, *each)
     recorder.note_nonfinite(carry.nonfinite_at)
-    return carry, len(recorder.evaluated(start, stop))
+    return carry
 
 
 def _record(recorder: Recorder, steps: range, evaluations: Callable[[], list[Evaluation]]) -> None:
-    """Waits for them."""
+    """Waits for them; at step 0 there is nothing yet to be the mean of."""
     for step, evaluation in zip(steps, evaluations(), strict=True):
         recorder.note_nonfinite(evaluation.nonfinite_at)
-        recorder.add(step, evaluation.metrics, evaluation.means)
+        recorder.add(step, evaluation.metrics, evaluation.means if step else {})
 
 
 def _num_lost(recorder: Recorder) -> int:

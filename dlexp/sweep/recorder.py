@@ -21,10 +21,10 @@ class Recorder:
 
     def __init__(self, num_runs: int, num_steps: int, num_evals: int) -> None:
         """Begins with nothing measured."""
-        self.interval = num_steps // num_evals
+        self.interval = max(num_steps // num_evals, 1)
         self.nonfinite_at = np.full(num_runs, -1, np.int32)
         self.rows: dict[str, np.ndarray] = {}  # name -> [evaluation, run, ...], NaN where not measured yet
-        self._steps = self.interval * np.arange(num_evals + 1 if self.interval else 1)
+        self._steps = self.interval * np.arange(num_evals + 1 if num_steps else 1)
         self._num_runs = num_runs
 
     @property
@@ -56,7 +56,7 @@ class Recorder:
             if name not in self.rows:
                 dtype = np.result_type(values.dtype, np.float32)
                 self.rows[name] = np.full((len(self._steps), *values.shape), np.nan, dtype)
-            self.rows[name][step // max(self.interval, 1)] = values
+            self.rows[name][step // self.interval] = values
             finite &= np.isfinite(values.reshape(self._num_runs, -1)).all(axis=1)
         self.nonfinite_at = np.where((self.nonfinite_at < 0) & ~finite, step, self.nonfinite_at).astype(np.int32)
 
