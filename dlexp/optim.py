@@ -126,6 +126,15 @@ def _scale_by_learning_rate(schedule: Schedule | None, hyper: Hyper) -> optax.Gr
     return optax.scale_by_schedule(lambda step: -hyper["learning_rate"] * factor(step))
 
 
+def _number_by_number(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same transformation of matrices as they lie in training (`xla.exchanged`); it knows no rows and columns."""
+
+    def update(grads: PyTree, opt_state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
+        return xla.exchanged(tx.update(*xla.exchanged((grads, opt_state, params))))
+
+    return optax.GradientTransformation(tx.init, update)
+
+
 def _with_learning_rate(
     hyper: Mapping[str, Range],
     direction: Callable[[Hyper], optax.GradientTransformation],
@@ -134,7 +143,7 @@ def _with_learning_rate(
     schedule_hyper = schedule.hyper if schedule else {}
 
     def make_tx(values: Hyper) -> optax.GradientTransformation:
-        return optax.chain(direction(values), _scale_by_learning_rate(schedule, values))
+        return _number_by_number(optax.chain(direction(values), _scale_by_learning_rate(schedule, values)))
 
     return Optimizer({"learning_rate": LEARNING_RATE, **hyper, **schedule_hyper}, make_tx)
 

@@ -9,6 +9,7 @@ pass, which slows convolutions. So it is a choice, made program by program.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -53,17 +54,35 @@ def compiler_options(platform: str, way_to_update: str = PASSES) -> dict[str, An
     return options if way_to_update == ONE_PASS or ways_to_update() == (PASSES,) else {**options, _EXTRA: ""}
 
 
-def with_matrices_turned(tree: PyTree) -> PyTree:
-    """Returns the same tree, some of whose matrices lie in memory with the two axes exchanged, as they are multiplied.
+def laid(step: Callable[[jax.Array, PyTree], PyTree]) -> Callable[[jax.Array, PyTree], PyTree]:
+    """Returns the body of a loop that makes steps `(index, carry) -> carry`, its carry laid out as it is multiplied.
 
-    Narrow ones do: loops over ten outputs fill no vector; turned, Adam's over the last layer takes a seventh of its
-    time. Where runs share a seed, so does the kernel of the layer named `FIRST`.
+    First matrices are `exchanged`, before the loop and after it by whoever makes it; narrow ones lie in memory with the
+    two axes exchanged: loops over ten outputs fill no vector; turned, Adam's over the last layer takes a seventh of its
+    time.
     """
+    return lambda index, carry: exchanged(_with_narrow_turned(step(index, exchanged(carry))))
 
-    def laid(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        return _turned(leaf) if is_narrow(leaf) or (choices.is_seed_shared() and _is_first(path, leaf)) else leaf
 
-    return jax.tree_util.tree_map_with_path(laid, tree)
+def exchanged(tree: PyTree) -> PyTree:
+    """Returns the tree with the matrices of the layer named `FIRST` transposed; twice, it is the tree again.
+
+    On a CPU where runs share a seed, elsewhere the tree as it is: with the batch last, the first layers of all runs
+    are one product of these transposes with the batch. XLA takes two transposes out, so whoever exchanges before and
+    after what it does number by number (`dlexp.optim`) does it to the numbers as they lie, without a copy; told of
+    their layout alone, XLA copies them once a step. Measured: large perceptrons train 1.09 times as fast.
+    """
+    if jax.default_backend() != "cpu" or not choices.is_seed_shared():
+        return tree
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.T if _is_first(path, leaf) else leaf, tree)
+
+
+def _with_narrow_turned(tree: PyTree) -> PyTree:
+    def turned(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        is_exchanged = choices.is_seed_shared() and _is_first(path, leaf)
+        return _turned(leaf) if is_narrow(leaf) and not is_exchanged else leaf
+
+    return jax.tree_util.tree_map_with_path(turned, tree)
 
 
 def is_narrow(leaf: jax.Array) -> bool:
@@ -75,8 +94,8 @@ def is_narrow(leaf: jax.Array) -> bool:
 
 
 def _is_first(path: tuple[Any, ...], leaf: jax.Array) -> bool:
-    """Whether it is a matrix of the first layer, or the optimizer's for it; on a CPU only."""
-    is_matrix = leaf.ndim == 2 and jnp.issubdtype(leaf.dtype, jnp.floating) and jax.default_backend() == "cpu"
+    """Whether it is a matrix of the first layer, or the optimizer's for it."""
+    is_matrix = leaf.ndim == 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
     return is_matrix and any(getattr(entry, "key", None) == FIRST for entry in path)
 
 

@@ -82,14 +82,43 @@ def test_narrow_matrices_are_turned_in_memory_and_keep_their_numbers():
     shapes = {"kernel": (32, 10), "stacked": (3, 16, 2), "wide": (16, 16), "small": (15, 10), "bias": (10,)}
     leaves = {name: jax.random.normal(jax.random.key(0), (4, *shape)) for name, shape in shapes.items()}
     leaves["count"] = jnp.arange(4 * 16).reshape(4, 16, 1)
-    turn = jax.jit(jax.vmap(xla.with_matrices_turned))
-    jax.tree.map(np.testing.assert_array_equal, turn(leaves), leaves)
-    assert turn.lower(leaves).as_text().count("LayoutConstraint") == 2
-    first = {"first": {"kernel": leaves["wide"], "bias": leaves["bias"]}, "output": leaves["kernel"]}
+    body = jax.jit(jax.vmap(xla.laid(lambda index, tree: tree), (None, 0)))
+    jax.tree.map(np.testing.assert_array_equal, body(0, leaves), leaves)
+    assert body.lower(0, leaves).as_text().count("LayoutConstraint") == 2
+
+
+def test_first_matrices_are_exchanged_around_a_loop_and_not_for_its_steps():
+    own = {"kernel": jnp.arange(8 * 48.0).reshape(8, 48), "bias": jnp.arange(48.0)}
+    tree = {"first": own, "output": {"kernel": jnp.ones((48, 10))}}
+    assert xla.exchanged(tree) is tree
     with choices.made({"seed": "shared"}):
-        shared = jax.jit(jax.vmap(lambda tree: xla.with_matrices_turned(tree)))
-        assert shared.lower((first, leaves)).as_text().count("LayoutConstraint") == 4
-        jax.tree.map(np.testing.assert_array_equal, shared(first), first)
+        there = xla.exchanged(tree)
+        np.testing.assert_array_equal(there["first"]["kernel"], own["kernel"].T)
+        assert there["first"]["bias"] is own["bias"]
+        jax.tree.map(np.testing.assert_array_equal, xla.exchanged(there), tree)
+
+        def step(index, tree):
+            assert tree["first"]["kernel"].shape == (8, 48)
+            return jax.tree.map(lambda leaf: leaf + index, tree)
+
+        there = jax.lax.fori_loop(0, 3, xla.laid(step), xla.exchanged(tree))
+        jax.tree.map(lambda after, before: np.testing.assert_array_equal(after, before + 3), xla.exchanged(there), tree)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", ["momentum", "rmsprop", "adam", "adamw"])
+def test_optimizers_act_alike_on_exchanged_matrices(name):
+    optimizer = optim.from_name(name)
+    tx = optimizer.make_tx({key: legal.default or 0.01 for key, legal in optimizer.hyper.items()})
+    params = {"first": {"kernel": jax.random.normal(jax.random.key(0), (8, 48))}}
+    grads = jax.tree.map(lambda leaf: leaf**2 - 0.1, params)
+
+    def step():
+        return optim.take_step(tx, grads, optim.take_step(tx, grads, tx.init(params), params)[1], params)
+
+    expected = step()
+    with choices.made({"seed": "shared"}):
+        jax.tree.map(np.testing.assert_array_equal, step(), expected)
 
 
 def test_relu_and_its_derivative_are_those_of_jax_to_the_bit():

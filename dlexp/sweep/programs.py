@@ -314,7 +314,10 @@ def _step(learner: Learner) -> Callable[..., Carry]:
 
 
 def _steps(learner: Learner) -> Callable[..., Carry]:
-    """The steps from `first` to `end`, all of the interval from `origin`; chance is drawn for blocks of them."""
+    """The steps from `first` to `end`, all of the interval from `origin`; chance is drawn for blocks of them.
+
+    The carry is `xla.exchanged`, before and after.
+    """
     make_step = _step(learner)
 
     def steps(
@@ -331,9 +334,9 @@ def _steps(learner: Learner) -> Callable[..., Carry]:
 
             def step(index: jax.Array, carry: Carry) -> Carry:
                 own = jax.tree.map(lambda leaf: leaf[index - begin], drawn)
-                return xla.with_matrices_turned(make_step(own, hyper, data, carry, origin, index))
+                return make_step(own, hyper, data, carry, origin, index)
 
-            return jax.lax.fori_loop(begin, jnp.minimum(begin + STEPS_DRAWN, end), step, carry)
+            return jax.lax.fori_loop(begin, jnp.minimum(begin + STEPS_DRAWN, end), xla.laid(step), carry)
 
         return jax.lax.fori_loop(0, -((first - end) // STEPS_DRAWN), block, carry)
 
@@ -361,13 +364,14 @@ def _segment(learner: Learner, num_kept: int) -> Callable[..., tuple[Carry, Eval
             carry = make_steps(seed, hyper, data, carry, origin, first, jnp.minimum(end, stop))
 
             def keep(kept: Evaluation) -> Evaluation:
-                made = evaluate(seed, hyper, data, carry)
+                made = evaluate(seed, hyper, data, xla.exchanged(carry))
                 return jax.tree.map(lambda all_, one: all_.at[number].set(one), kept, made)
 
             return carry, jax.lax.cond(end <= stop, keep, lambda kept: kept, kept)
 
         num_pieces = -(-stop // interval) - start // interval
-        return jax.lax.fori_loop(0, num_pieces, piece, (carry, kept))
+        carry, kept = jax.lax.fori_loop(0, num_pieces, piece, (xla.exchanged(carry), kept))
+        return xla.exchanged(carry), kept
 
     return segment
 

@@ -170,7 +170,7 @@ def bare_loop(work: Workload, layout: Layout) -> Rate:
             options,
             NamedSharding(mesh, PartitionSpec("run")),
             shares_seed=layout.shares_seed,
-            lay=xla.with_matrices_turned,
+            laid=True,
         )
 
 
@@ -222,12 +222,12 @@ def _jax_rate(
     sharding: Any = None,
     *,
     shares_seed: bool = False,
-    lay: Callable[[Any], Any] = lambda state: state,
+    laid: bool = False,
 ) -> Rate:
     """Steps and evaluation, compiled as `spread` says; 0 rows are one run without an axis.
 
-    A run has a rate of its own. Its batches are drawn for it alone unless runs share a seed. `lay` says how the state
-    lies in memory after a step in a loop.
+    A run has a rate of its own. Its batches are drawn for it alone unless runs share a seed. Where the state is laid,
+    it lies in memory as the engine's does.
     """
 
     def steps(state: Any, run: Any, data: Any, start: jax.Array, stop: jax.Array) -> Any:
@@ -239,7 +239,9 @@ def _jax_rate(
 
         if stepwise:
             return step(start, state)
-        return jax.lax.fori_loop(start, stop, lambda index, state: lay(step(index, state)), state)
+        if not laid:
+            return jax.lax.fori_loop(start, stop, step, state)
+        return xla.exchanged(jax.lax.fori_loop(start, stop, xla.laid(step), xla.exchanged(state)))
 
     def evaluate(state: Any, run: Any, data: Any) -> Any:
         seed, rate = run
