@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dlexp import choices
+from dlexp import xla
 
 
 def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -14,7 +14,7 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     At equal logits it is `log(num_classes)`.
     """
     chex.assert_rank([logits, labels], [2, 1])
-    if jax.default_backend() == "cpu" and choices.is_seed_shared():
+    if xla.is_batch_shared():
         return _cross_entropy_classes_first(logits.T, labels)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 

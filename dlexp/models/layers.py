@@ -103,10 +103,9 @@ class Dense(nn.Module):
         kernel_shape = (inputs.shape[0 if self.batch_last else -1], self.width)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), kernel_shape)
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        if self.batch_last and xla.FIRST in self.path:
-            return kernel.T @ inputs + bias[:, None]  # in training the kernel is `xla.exchanged`
         if self.batch_last:
-            return _product_batch_last(inputs, kernel) + bias[:, None]
+            product = _first_product_batch_last if xla.FIRST in self.path else _product_batch_last
+            return product(inputs, kernel) + bias[:, None]
         if inputs.ndim == 2 and jax.default_backend() == "cpu":
             return _product(inputs, kernel) + bias
         return inputs @ kernel + bias
@@ -152,14 +151,19 @@ def _product_derivative(primals: tuple[jax.Array, jax.Array], tangents: tuple[An
 _product.defjvp(_product_derivative, symbolic_zeros=True)
 
 
-@jax.custom_jvp
-def _product_batch_last(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`kernel.T @ inputs`, `[in, batch]` to `[out, batch]`; narrow kernels lie as they are multiplied (`xla.laid`).
+def _first_product_batch_last(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`kernel.T @ inputs`, `[in, batch]` to `[out, batch]`, of the data; in training the kernel is `xla.exchanged`.
 
     Where runs see one batch, the first layer's kernels of all of them are one tall matrix, and so are their
     derivatives: the batch is laid out for the product once, not once a run. Measured: small perceptrons train 1.09
     times as fast, larger ones 1.15 times.
     """
+    return kernel.T @ inputs
+
+
+@jax.custom_jvp
+def _product_batch_last(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`kernel.T @ inputs`, `[in, batch]` to `[out, batch]`; narrow kernels lie as they are multiplied (`xla.laid`)."""
     return jax.lax.dot_general(jax.lax.optimization_barrier(kernel.T), inputs, (((1,), (0,)), ((), ())))
 
 
@@ -169,8 +173,8 @@ def _product_batch_last_derivative(primals: tuple[jax.Array, jax.Array], tangent
     if not isinstance(by_inputs, SymbolicZero):
         terms.append(_contract_first(kernel, by_inputs))
     if not isinstance(by_kernel, SymbolicZero):
-        along = _product_batch_last if xla.is_narrow(kernel) else lambda inputs, one: _contract_first(one, inputs)
-        terms.append(along(inputs, by_kernel))
+        lies_turned = xla.is_narrow(kernel)
+        terms.append(_product_batch_last(inputs, by_kernel) if lies_turned else _contract_first(by_kernel, inputs))
     return _product_batch_last(inputs, kernel), sum(terms[1:], terms[0])
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 
-from dlexp import choices, xla
+from dlexp import xla
 from dlexp.choices import check_choice, choose
 from dlexp.models import initializers, layers
 from dlexp.models.linen import from_linen
@@ -132,7 +132,7 @@ class _MLP(nn.Module):
 
 def _is_batch_last(num_hidden: int) -> bool:
     """On a CPU, where runs share a seed: their first layers are then one product; deep networks gain little by that."""
-    return jax.default_backend() == "cpu" and num_hidden <= UNROLLED_LAYERS and choices.is_seed_shared()
+    return num_hidden <= UNROLLED_LAYERS and xla.is_batch_shared()
 
 
 def _is_unrolled(num_hidden: int) -> bool:

@@ -241,29 +241,27 @@ class _Clock:
     def __init__(self) -> None:
         self.steps = 1
         self._began = time.perf_counter()
-        self._num_chunks = self._num_steps = self._num_evals = self._num_alone = 0
+        self._num_chunks = self._num_steps = self._num_evals = 0
         self._training = self._evaluating = 0.0
         self._alone = 0.0  # the shortest evaluation that was a call of its own; until there was one, none takes time
 
     @property
     def times_evaluations(self) -> bool:
         """Whether the first evaluation of a chunk is to be a call of its own, so that it can be timed."""
-        return self._num_alone < EVALUATED_ALONE
+        return self._num_chunks < EVALUATED_ALONE
 
     def started(self, evaluating: float | None = None) -> None:
         """A chunk began; its first evaluation took so many seconds, where it was a call of its own."""
         self._num_chunks += 1
         if evaluating is not None:
-            self._num_alone, self._num_evals = self._num_alone + 1, self._num_evals + 1
-            self._evaluating += evaluating
+            self._num_evals, self._evaluating = self._num_evals + 1, self._evaluating + evaluating
             self._alone = min(evaluating, self._alone or evaluating)
 
     def noted(self, num_steps: int, num_evals: int, seconds: float) -> None:
         """Steps were made, evaluations among them."""
-        evaluating = min(num_evals * self._alone, seconds)  # a call of its own takes longer
-        training = max(seconds - evaluating, min(seconds, 1e-6))
+        evaluating = max(0.0, min(num_evals * self._alone, seconds - 1e-6))  # a call of its own takes longer
         self._num_steps, self._num_evals = self._num_steps + num_steps, self._num_evals + num_evals
-        self._training, self._evaluating = self._training + training, self._evaluating + seconds - training
+        self._training, self._evaluating = self._training + seconds - evaluating, self._evaluating + evaluating
         possible = int(SEGMENT_SECONDS * num_steps / max(seconds, 1e-6))
         self.steps = max(1, min(10 * max(num_steps, self.steps), possible))
 

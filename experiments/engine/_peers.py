@@ -170,8 +170,13 @@ def bare_loop(work: Workload, layout: Layout) -> Rate:
             options,
             NamedSharding(mesh, PartitionSpec("run")),
             shares_seed=layout.shares_seed,
-            laid=True,
+            loop=_laid_loop,
         )
+
+
+def _laid_loop(start: jax.Array, stop: jax.Array, step: Callable, state: Any) -> Any:
+    """Whose state lies in memory as the engine's does."""
+    return xla.exchanged(jax.lax.fori_loop(start, stop, xla.laid(step), xla.exchanged(state)))
 
 
 def one_vmap(work: Workload) -> Rate:
@@ -222,12 +227,12 @@ def _jax_rate(
     sharding: Any = None,
     *,
     shares_seed: bool = False,
-    laid: bool = False,
+    loop: Callable[..., Any] = jax.lax.fori_loop,
 ) -> Rate:
     """Steps and evaluation, compiled as `spread` says; 0 rows are one run without an axis.
 
-    A run has a rate of its own. Its batches are drawn for it alone unless runs share a seed. Where the state is laid,
-    it lies in memory as the engine's does.
+    A run has a rate of its own. Its batches are drawn for it alone unless runs share a seed. `loop` makes many
+    steps.
     """
 
     def steps(state: Any, run: Any, data: Any, start: jax.Array, stop: jax.Array) -> Any:
@@ -239,9 +244,7 @@ def _jax_rate(
 
         if stepwise:
             return step(start, state)
-        if not laid:
-            return jax.lax.fori_loop(start, stop, step, state)
-        return xla.exchanged(jax.lax.fori_loop(start, stop, xla.laid(step), xla.exchanged(state)))
+        return loop(start, stop, step, state)
 
     def evaluate(state: Any, run: Any, data: Any) -> Any:
         seed, rate = run
