@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import groupby, islice
 from typing import Any, NamedTuple
 
@@ -277,15 +278,16 @@ def _train_chunk(chunk: _Chunk, placed: _Placed, clock: _Clock, resume: Resume) 
     name = chunk.name(placed.over_runs.mesh.size)
     runs = [run for _, run in chunk.runs]
     arguments = (*programs.arguments(chunk.group, runs, placed.over_runs), placed.data)
-    made, recorder = placed.programs, Recorder(len(runs), chunk.num_steps, chunk.num_evals)
-    carry = made.initialize(*arguments)
+    recorder = Recorder(len(runs), chunk.num_steps, chunk.num_evals)
+    advance = partial(_advance, placed.programs, arguments, recorder, chunk.group.num_kept)
+    carry = placed.programs.initialize(*arguments)
     saved = resume(name)
     if saved is None or not programs.fits(saved.carry, carry):  # or the code has changed since: it begins anew
         start = -recorder.interval
         if clock.times_evaluations or not chunk.num_steps:
             jax.block_until_ready(carry)
             ready = time.perf_counter()
-            start, carry = 0, _advance(made, arguments, carry, recorder, chunk.group.num_kept, start, 0)
+            start, carry = 0, advance(carry, start, 0)
             clock.started(time.perf_counter() - ready)
         else:
             clock.started()  # the evaluation is in the call of the first steps
@@ -297,7 +299,7 @@ def _train_chunk(chunk: _Chunk, placed: _Placed, clock: _Clock, resume: Resume) 
     while start < chunk.num_steps and recorder.any_alive:
         called, first = time.perf_counter(), max(start, 0)
         stop = min(first + clock.steps, chunk.num_steps)
-        carry = _advance(made, arguments, carry, recorder, chunk.group.num_kept, start, stop)
+        carry = advance(carry, start, stop)
         clock.noted(stop - first, len(recorder.evaluated(start, stop)), time.perf_counter() - called)
         take = _snapshotter(stop, carry, recorder)
         expected = clock.pace().seconds(chunk.num_steps, chunk.num_evals + 1)
@@ -319,7 +321,7 @@ def _train_chunk(chunk: _Chunk, placed: _Placed, clock: _Clock, resume: Resume) 
 
 
 def _advance(
-    made: Programs, arguments: tuple[Any, ...], carry: Carry, recorder: Recorder, num_kept: int, start: int, stop: int
+    made: Programs, arguments: tuple[Any, ...], recorder: Recorder, num_kept: int, carry: Carry, start: int, stop: int
 ) -> Carry:
     """Sets calls going, one after another, and records the evaluations of each while the next are under way.
 

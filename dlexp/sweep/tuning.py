@@ -40,7 +40,7 @@ LOOP_HURTS = 2.0  # as many times as long as the fastest: then a call a step may
 NEAR = 1.15  # as many times as long as the fastest: timed again in the end
 CLOSE = 1.3  # as many times as long as the fastest of its width: tried again at the best width
 GAIN = 1.03  # as many times as fast as the default layout: less is noise
-CHUNK_SECONDS = 0.004  # that a chunk takes beside its steps, to be begun, evaluated and saved, until it was measured
+CHUNK_SECONDS = 0.004  # that a chunk takes beside its steps and evaluations, until it was measured
 TIMED_SECONDS = 0.15  # of one timing
 TURNS, MOST_TURNS = 3, 10  # of a round; of those that nearly won, where the training is long
 

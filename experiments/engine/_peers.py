@@ -160,18 +160,10 @@ def bare_loop(work: Workload, layout: Layout) -> Rate:
 
     made = dict(layout.choices)
     options = xla.compiler_options(devices[0].platform, made.get("optimizer", xla.ways_to_update()[0]))
+    sharding = NamedSharding(mesh, PartitionSpec("run"))
+    way = _Way(spread, layout.stepwise, options, sharding, layout.shares_seed, _laid_loop)
     with choices.made(made):
-        return _jax_rate(
-            each,
-            work,
-            num_rows,
-            spread,
-            layout.stepwise,
-            options,
-            NamedSharding(mesh, PartitionSpec("run")),
-            shares_seed=layout.shares_seed,
-            loop=_laid_loop,
-        )
+        return _jax_rate(each, work, num_rows, way)
 
 
 def _laid_loop(start: jax.Array, stop: jax.Array, step: Callable, state: Any) -> Any:
@@ -214,26 +206,31 @@ def _usual_rate(work: Workload, num_rows: int, spread: Callable, stepwise: bool)
     """Of Linen's own layers, and the optimizer's passes as Optax has them."""
     options = xla.compiler_options(jax.local_devices()[0].platform)
     with choices.made({"optimizer": xla.PASSES}):
-        return _jax_rate(_linen_learner(work), work, num_rows, spread, stepwise, options)
+        return _jax_rate(_linen_learner(work), work, num_rows, _Way(spread, stepwise, options))
 
 
-def _jax_rate(
-    each: Learner,
-    work: Workload,
-    num_rows: int,
-    spread: Callable,
-    stepwise: bool,
-    options: dict[str, Any],
-    sharding: Any = None,
-    *,
-    shares_seed: bool = False,
-    loop: Callable[..., Any] = jax.lax.fori_loop,
-) -> Rate:
-    """Steps and evaluation, compiled as `spread` says; 0 rows are one run without an axis.
+class _Way(NamedTuple):
+    """How programs are made of what one run does.
 
-    A run has a rate of its own. Its batches are drawn for it alone unless runs share a seed. `loop` makes many
-    steps.
+    Attributes:
+      spread: `(function, num_swept, num_shared) -> function` over many runs.
+      stepwise: whether a call makes one step.
+      options: of the compilation.
+      sharding: of the runs, where they lie on several devices.
+      shares_seed: whether all runs have one seed, so that batches are drawn once.
+      loop: makes many steps.
     """
+
+    spread: Callable
+    stepwise: bool
+    options: dict[str, Any]
+    sharding: Any = None
+    shares_seed: bool = False
+    loop: Callable[..., Any] = jax.lax.fori_loop
+
+
+def _jax_rate(each: Learner, work: Workload, num_rows: int, way: _Way) -> Rate:
+    """Steps and evaluation, a rate for each run; 0 rows are one run without an axis."""
 
     def steps(state: Any, run: Any, data: Any, start: jax.Array, stop: jax.Array) -> Any:
         seed, rate = run
@@ -242,9 +239,9 @@ def _jax_rate(
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), index)
             return each.step(key, _hyper(each, rate), data, state)[0]
 
-        if stepwise:
+        if way.stepwise:
             return step(start, state)
-        return loop(start, stop, step, state)
+        return way.loop(start, stop, step, state)
 
     def evaluate(state: Any, run: Any, data: Any) -> Any:
         seed, rate = run
@@ -255,18 +252,18 @@ def _jax_rate(
         return each.init(jax.random.fold_in(jax.random.key(seed), 0), _hyper(each, rate), data)
 
     rates: Any = np.resize(work.rates(), num_rows) if num_rows else work.rates()[0]
-    everywhere = sharding and NamedSharding(sharding.mesh, PartitionSpec())
-    seeds = np.zeros(() if shares_seed else np.shape(rates), np.uint32)
-    runs = jax.device_put((seeds, rates), (everywhere if shares_seed else sharding, sharding))
+    everywhere = way.sharding and NamedSharding(way.sharding.mesh, PartitionSpec())
+    seeds = np.zeros(() if way.shares_seed else np.shape(rates), np.uint32)
+    runs = jax.device_put((seeds, rates), (everywhere if way.shares_seed else way.sharding, way.sharding))
     data = jax.device_put(each.data, everywhere)
-    state = jax.jit(spread(init, 1, 1))(runs, data)
+    state = jax.jit(way.spread(init, 1, 1))(runs, data)
     held, index = [state, None], np.int32(0)
-    lowered = jax.jit(spread(steps, 2, 3), donate_argnums=0).lower(state, runs, data, index, index)
-    train = lowered.compile(compiler_options=options)
-    measure = jax.jit(spread(evaluate, 2, 1)).lower(state, runs, data).compile(compiler_options=options)
+    lowered = jax.jit(way.spread(steps, 2, 3), donate_argnums=0).lower(state, runs, data, index, index)
+    train = lowered.compile(compiler_options=way.options)
+    measure = jax.jit(way.spread(evaluate, 2, 1)).lower(state, runs, data).compile(compiler_options=way.options)
 
     def advance(num_steps: int) -> None:
-        ranges = [(at, at + 1) for at in range(num_steps)] if stepwise else [(0, num_steps)]
+        ranges = [(at, at + 1) for at in range(num_steps)] if way.stepwise else [(0, num_steps)]
         for start, stop in ranges:
             held[0] = train(held[0], runs, data, np.int32(start), np.int32(stop))
 
