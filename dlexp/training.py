@@ -148,6 +148,7 @@ class _Sweep:
 
     def __init__(self, plan: Plan, folder: Path, console: Console, stopping: Callable[[], bool]) -> None:
         self._plan, self._folder, self._console, self._stopping = plan, folder, console, stopping
+        self._writer = store.Writer(folder)
         self._kept_at, self._paces = time.monotonic(), dict[int, Pace]()
         machine.enable_compile_cache()
         self._devices = machine.start_devices()
@@ -182,7 +183,8 @@ class _Sweep:
         provenance = machine.provenance(self._devices)
         identity, sweep = self._plan.identity, self._plan.sweep
         num_done = self._plan.num_runs - sum(self._num_missing)
-        with Display(self._console, identity.sweep, self._plan.num_runs, num_done, sweep.num_steps) as display:
+        display = Display(self._console, identity.sweep, self._plan.num_runs, num_done, sweep.num_steps)
+        with display, self._writer:
             for event in engine.train(self._plan, self._devices, self._done, self._resume):
                 self._handle(event, display, provenance)
         trained = time.perf_counter()
@@ -214,22 +216,31 @@ class _Sweep:
     def _handle(self, event: engine.Event, display: Display, provenance: Mapping[str, Any]) -> None:
         match event:
             case Compiling(group):
+                self._writer.flush()
                 display.compiling(str(self._plan.groups[group].family))
             case Narrowed(group, width):
                 display.started_over()
                 family = self._plan.groups[group].family
                 say(self._console, f"{family}: out of memory; going on with {width} runs at once on each device")
             case Advanced():
+                self._writer.flush(store.FILE_SECONDS)
                 display.advanced(event.run_steps, event.num_nonfinite)
                 self._keep_state(event)
             case Finished():
-                store.write_chunk(self._folder, _columns(event), _about(self._plan, event, provenance))
-                checkpoint.discard(self._folder, event.chunk)
+                self._save(event, provenance)
                 display.finished(len(event.runs), sum(at >= 0 for at in event.nonfinite_at))
                 if event.pace and event.layout == self._plan.groups[event.group].layout:
                     self._paces[event.group] = event.pace
                 if self._stopping():
                     raise KeyboardInterrupt
+
+    def _save(self, chunk: Finished, provenance: Mapping[str, Any]) -> None:
+        """The state that was kept of it goes once its rows are on the disk; measurements may be long, so none waits."""
+        self._writer.add(_columns(chunk), _about(self._plan, chunk, provenance))
+        is_kept = checkpoint.is_kept(self._folder, chunk.chunk)
+        self._writer.flush(0.0 if is_kept or self._plan.groups[chunk.group].measure else store.FILE_SECONDS)
+        if is_kept:
+            checkpoint.discard(self._folder, chunk.chunk)
 
     def _keep_state(self, event: Advanced) -> None:
         stopping = self._stopping()

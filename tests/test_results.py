@@ -297,6 +297,37 @@ def test_writing_leaves_the_old_file_where_the_new_one_cannot_be_finished(tmp_pa
     assert [entry.name for entry in tmp_path.iterdir()] == ["manifest.json"]
 
 
+def test_rows_of_like_chunks_that_end_one_soon_after_another_make_one_file(tmp_path):
+    def add(writer, name, config=1):
+        writer.add({"run_id": [name], "x/y": np.array([[1.0, 2.0]], np.float32)}, {"config": {"width": config}})
+
+    def rows():
+        return sorted(table["run_id"].to_pylist() for _, table, _ in store.chunks(tmp_path))
+
+    with store.Writer(tmp_path) as writer:
+        add(writer, "a")
+        add(writer, "b")
+        writer.flush(after=60.0)
+        assert rows() == []
+        add(writer, "c", config=2)  # says something else of itself
+        assert rows() == [["a", "b"]]
+        writer.flush()
+        assert rows() == [["a", "b"], ["c"]]
+        add(writer, "d")
+    assert rows() == [["a", "b"], ["c"], ["d"]]
+
+
+def test_rows_that_wait_are_written_however_the_training_ends(tmp_path):
+    def interrupted():
+        with store.Writer(tmp_path) as writer:
+            writer.add({"run_id": ["a"]}, {})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [table["run_id"].to_pylist() for _, table, _ in store.chunks(tmp_path)] == [["a"]]
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     values=st.lists(st.floats(width=32), min_size=1, max_size=12),

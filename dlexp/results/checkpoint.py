@@ -51,6 +51,11 @@ def restore(folder: Path, chunk: str) -> tuple[int, dict[str, np.ndarray]] | Non
     return None
 
 
+def is_kept(folder: Path, chunk: str) -> bool:
+    """Whether anything is kept of a chunk."""
+    return (folder / FOLDER / chunk).exists()
+
+
 def discard(folder: Path, chunk: str | None = None) -> None:
     """Removes what is kept of a chunk, or of all chunks."""
     place = folder / FOLDER

@@ -1,6 +1,6 @@
-"""What is on the disk of a sweep: one Parquet file a chunk, named by its own content.
+"""What is on the disk of a sweep: Parquet files of chunks of runs, named by their own content.
 
-A chunk's name carries the SHA-256 of its bytes: no second write could disagree with the first, and a file that was
+A file's name carries the SHA-256 of its bytes: no second write could disagree with the first, and a file that was
 damaged since does not match its name.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 
 from dlexp.results.files import ResultsError, set_aside, write_bytes
 
+FILE_SECONDS = 0.25  # that the rows of chunks which end quickly wait for each other: a file costs 4 milliseconds
 _KEY = b"dlexp"
 _FILES_AT_ONCE = 256  # held in memory while they are merged
 _ROWS_ENOUGH = 20_000  # a file of so many is left alone: memory does not grow with the sweep
@@ -33,9 +35,44 @@ def write_chunk(folder: Path, columns: Mapping[str, Any], about: Mapping[str, An
         more fixed-shape tensor columns.
       about: what JSON can hold: which columns are which, and where the numbers come from.
     """
-    arrays = {name: _to_arrow(values) for name, values in columns.items()}
-    table = pa.table(arrays).replace_schema_metadata({_KEY: json.dumps(about).encode()})
-    return _write_table(folder, table)
+    return _write_table(folder, _table(columns, about))
+
+
+class Writer:
+    """Writes the rows of several chunks to one file, where they are alike and end one soon after another.
+
+    Killed, it loses what still waits, never more than `FILE_SECONDS` of training where `flush` is called at every
+    event; on leaving the context nothing waits.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Writes to the folder of a sweep."""
+        self._folder, self._waiting = folder, list[pa.Table]()
+        self._written_at = time.monotonic()
+
+    def __enter__(self) -> Writer:
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Writes what waits."""
+        self.flush()
+
+    def add(self, columns: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Takes the rows of one chunk (see `write_chunk`)."""
+        table = _table(columns, about)
+        if self._waiting and not table.schema.equals(self._waiting[0].schema, check_metadata=True):
+            self.flush()
+        self._waiting.append(table)
+
+    def flush(self, after: float = 0.0) -> None:
+        """Writes what waits if the last file is so many seconds old."""
+        if time.monotonic() - self._written_at < after:
+            return
+        tables, self._waiting = self._waiting, []
+        if tables:
+            _write_table(self._folder, pa.concat_tables(tables).combine_chunks())
+        self._written_at = time.monotonic()
 
 
 def chunks(folder: Path) -> Iterator[tuple[Path, pa.Table, dict[str, Any]]]:
@@ -138,6 +175,11 @@ def _merged(folder: Path, members: list[_Chunk]) -> _Chunk:
         if path != merged:
             path.unlink()
     return merged, table, about
+
+
+def _table(columns: Mapping[str, Any], about: Mapping[str, Any]) -> pa.Table:
+    arrays = {name: _to_arrow(values) for name, values in columns.items()}
+    return pa.table(arrays).replace_schema_metadata({_KEY: json.dumps(about).encode()})
 
 
 def _write_table(folder: Path, table: pa.Table) -> Path:
