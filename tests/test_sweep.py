@@ -233,6 +233,19 @@ def test_the_width_shrinks_until_a_call_fits_into_memory(devices, monkeypatch):
     assert narrow.width < planning.DEFAULT_WIDTH["cpu"]
 
 
+def test_many_small_networks_are_begun_wide_and_few_as_any_others(devices):
+    def width_of(num_runs):
+        (group,) = plan_of(grid(hyper={"learning_rate": (0.1,)}, seeds=num_runs), devices).groups
+        return group.width
+
+    usual, wide = width_of(1), width_of(100_000)
+    assert usual == planning.DEFAULT_WIDTH["cpu"]
+    assert usual < wide <= planning.WIDEST
+    full = wide * len(devices)
+    assert {width_of(num_runs) for num_runs in (2, full - 1)} == {usual}  # more runs compile nothing
+    assert {width_of(num_runs) for num_runs in (full, 10 * full)} == {wide}
+
+
 def test_costs_are_counted_through_scans_and_at_the_most_expensive_branch():
     matrix = jax.ShapeDtypeStruct((32, 32), jnp.float32)
     product = 2 * 32**3

@@ -109,7 +109,7 @@ class Grid(NamedTuple):
 
     def num_runs(self, family: Family) -> int:
         """Returns how many runs a family has."""
-        return sum(math.prod(pair) for pair in self.seeds_by_runs(family).items())
+        return count_runs(self.seeds_by_runs(family))
 
     def _having(self, family: Family) -> list[Block]:
         return [block for block in self.blocks if _has_family(_members(block), family)]
@@ -117,6 +117,11 @@ class Grid(NamedTuple):
     def _seeds(self, family: Family) -> Iterable[int]:
         """In order of first appearance."""
         return dict.fromkeys(seed for block in self._having(family) for seed in block.seeds)
+
+
+def count_runs(seeds_by_runs: Mapping[int, int]) -> int:
+    """Returns how many runs `Grid.seeds_by_runs` tells of."""
+    return sum(runs * seeds for runs, seeds in seeds_by_runs.items())
 
 
 class _Members(NamedTuple):

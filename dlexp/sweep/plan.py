@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -12,11 +11,13 @@ import numpy as np
 
 from dlexp import choices, xla
 from dlexp.sweep import cost, machine, pace
-from dlexp.sweep.grids import Family, Identity, Run, run_id
+from dlexp.sweep.grids import Family, Identity, Run, count_runs, run_id
 from dlexp.sweep.pace import Layout, Measured
 from dlexp.types import Learner, Measurement, Range, Sweep
 
 DEFAULT_WIDTH = {"cpu": 8, "gpu": 512, "tpu": 512}  # runs vmapped on one device, at most, unless measured otherwise
+WIDEST = 128  # runs vmapped on one CPU device, at most, where networks are so small that many cost no more than few
+SMALL_BYTES = 8 * 2**20  # all intermediate values of a call of such networks, by the estimate
 CACHED_BYTES = 24 * 2**20  # all intermediate values of a call on a CPU, by the estimate: more, and caches do not help
 EVALUATIONS_KEPT = 16  # at most, by one call
 KEPT_BYTES = 2**14  # of a run's evaluations, at most
@@ -60,7 +61,7 @@ class Group(NamedTuple):
     @property
     def num_runs(self) -> int:
         """Runs of the grid in this group."""
-        return sum(math.prod(pair) for pair in self.seeds_by_runs.items())
+        return count_runs(self.seeds_by_runs)
 
     @property
     def width(self) -> int:
@@ -193,8 +194,9 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
         ]
     costs = [cost.of(jaxpr) for jaxpr in traced]
     left_open = {name: options for name, options in asked.items() if len(options) > 1}
-    default = _default_layout(devices, state, data, costs)._replace(choices=_usual_choices(left_open))
-    if learner.update is not None and _can_share(seeds_by_runs, default.width * len(devices)):
+    width = _default_width(devices, state, data, costs, count_runs(seeds_by_runs))
+    default = Layout(width, choices=_usual_choices(left_open))
+    if learner.update is not None and _can_share(seeds_by_runs, min(width, _usual_width(devices)) * len(devices)):
         left_open["seed"] = (choices.OWN, choices.SHARED)
     program = pace.name_of([*traced, sorted(left_open.items())], devices)  # with other options the fastest is another
     measured = pace.recall(program)
@@ -228,23 +230,38 @@ def evened(layout: Layout, seeds_by_runs: Mapping[int, int], num_devices: int) -
 def _can_share(seeds_by_runs: Mapping[int, int], num_rows: int) -> bool:
     """Whether most runs have a seed with so many of them that they fill half a call at least."""
     num_sharing = sum(runs * seeds for runs, seeds in seeds_by_runs.items() if 2 * runs >= num_rows)
-    return 2 * num_sharing > sum(math.prod(pair) for pair in seeds_by_runs.items())
+    return 2 * num_sharing > count_runs(seeds_by_runs)
 
 
 def _never(*args: Any) -> Any:
     raise AssertionError("a measurement has no programs")
 
 
-def _default_layout(devices: list[jax.Device], state: Any, data: Any, costs: list[cost.Cost]) -> Layout:
-    """The backend's width, halved until the estimate fits into memory and, on a CPU, a step near the caches."""
-    width = DEFAULT_WIDTH.get(devices[0].platform, 64)
+def _usual_width(devices: list[jax.Device]) -> int:
+    return DEFAULT_WIDTH.get(devices[0].platform, 64)
+
+
+def _default_width(devices: list[jax.Device], state: Any, data: Any, costs: list[cost.Cost], num_runs: int) -> int:
+    """The backend's, halved until the estimate fits into memory and, on a CPU, a step near the caches.
+
+    On a CPU doubled for small networks if that many runs are there: a chunk takes some milliseconds beside its steps,
+    however many runs it has.
+    """
+    width = _usual_width(devices)
     available = MEMORY_SHARE * machine.device_memory(devices) - cost.num_bytes(data)
     held = 2 * cost.num_bytes(state) + max(each.temporary_bytes for each in costs)
     touched = cost.num_bytes(state) + costs[-1].temporary_bytes  # of a step
     on_cpu = devices[0].platform == "cpu"
-    while width > 1 and (width * held > available or (on_cpu and width * touched > CACHED_BYTES)):
+
+    def fits(width: int, in_caches: int) -> bool:
+        return width * held <= available and (not on_cpu or width * touched <= in_caches)
+
+    while width > 1 and not fits(width, CACHED_BYTES):
         width //= 2
-    return Layout(width)
+    wide = width
+    while on_cpu and wide < WIDEST and fits(2 * wide, SMALL_BYTES):
+        wide *= 2
+    return wide if wide * len(devices) <= num_runs else width  # two programs at most, whatever the number of runs
 
 
 def _usual_choices(left_open: Collection[str]) -> tuple[tuple[str, str], ...]:
