@@ -112,15 +112,15 @@ def agreement(own: Results, reference: Results) -> Iterable[str]:
         shared = table.frame.merge(there, on="run_id", suffixes=("", " (reference)"))
         metrics = ("test/accuracy", "test/loss", *table.metrics)
         metric = next((m for m in metrics if m in table.frame and m in there), None)
-        if not len(shared) or metric is None:
+        if not len(shared):
             yield f"{name}: shares no run with the reference"
             continue
-        difference = (shared[metric] - shared[f"{metric} (reference)"]).abs()
+        said = [f"{name}: {len(shared)} of {len(table)} runs are in the reference too"]
+        if metric is not None:
+            differs = (shared[metric] - shared[f"{metric} (reference)"]).abs()
+            said.append(f"{metric} differs by {differs.median():.2g} in the median and {differs.max():.2g} at most")
         same = (shared["status"] == shared["status (reference)"]).sum()
-        yield (
-            f"{name}: {len(shared)} of {len(table)} runs are in the reference too; {metric} differs by "
-            f"{difference.median():.2g} in the median and {difference.max():.2g} at most, {same} have the same status"
-        )
+        yield ", ".join([*said, f"{same} have the same status"])
 
 
 def _best_table(name: str, table: Table, over: Sequence[str], metric: str) -> Grid:

@@ -9,14 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dlexp import report
 from dlexp.results import ResultsError, files, folders, load, store, table
 from dlexp.sweep import grid
 from dlexp.sweep.grids import Identity, run_id
 
 PROVENANCE = {"jax": "0", "width": 8}
+METRICS = ("test/loss", "batch/loss", "test/norms")
 
 
-def save(folder, declared, *, value=lambda run: float(run.seed), num_evals=2, chunk=3, keep=lambda run: True):
+def save(
+    folder, declared, *, value=lambda run: float(run.seed), num_evals=2, chunk=3, keep=lambda run: True, metrics=METRICS
+):
     """Writes a sweep as the engine's caller does; `value` makes the last test loss of a run."""
     identity = Identity("tests.made", 1, "main", 10)
     manifest = {
@@ -38,6 +42,7 @@ def save(folder, declared, *, value=lambda run: float(run.seed), num_evals=2, ch
         for start in range(0, len(runs), chunk):
             part = runs[start : start + chunk]
             curves = np.array([np.linspace(0, value(run), num_evals + 1) for run in part], np.float32)
+            measured = {"test/loss": curves, "batch/loss": curves[:, 1:], "test/norms": np.stack([curves] * 4, axis=2)}
             columns = {
                 "run_id": [run_id(identity, run) for run in part],
                 **{name: [run.config[name] for run in part] for name in family.config},
@@ -45,16 +50,13 @@ def save(folder, declared, *, value=lambda run: float(run.seed), num_evals=2, ch
                 "seed": np.array([run.seed for run in part]),
                 "status": ["ok" if np.isfinite(value(run)) else "nonfinite" for run in part],
                 "nonfinite_at": np.full(len(part), -1, np.int32),
-                "test/loss": curves,
-                "batch/loss": curves[:, 1:],
-                "test/norms": np.stack([curves] * 4, axis=2),
+                **{name: measured[name] for name in metrics},
             }
-            metrics = ["test/loss", "batch/loss", "test/norms"]
             about = {
                 "identity": identity._asdict(),
                 "num_evals": num_evals,
                 "config": dict(family.config),
-                "metrics": metrics,
+                "metrics": list(metrics),
                 "provenance": PROVENANCE,
             }
             store.write_chunk(folder / "main", columns, about)
@@ -88,6 +90,22 @@ def test_compacting_keeps_every_row_and_is_idempotent(tmp_path):
     np.testing.assert_array_equal(before.curves("test/norms"), after.curves("test/norms"))
     store.compact(tmp_path / "main")
     assert sorted(path.name for path in (tmp_path / "main").iterdir()) == files
+
+
+def test_a_sweep_is_compared_with_the_runs_that_the_reference_has_too(tmp_path):
+    def sentences(one, other):
+        return list(report.agreement(load(one), load(other)))
+
+    own = save(tmp_path / "own", DECLARED)
+    other = save(tmp_path / "other", DECLARED, value=lambda run: run.seed + 0.5, keep=lambda run: run.seed != 1)
+    assert sentences(own, other) == [
+        "main: 12 of 16 runs are in the reference too, test/loss differs by 0.5 in the median and 0.5 at most, "
+        "12 have the same status"
+    ]
+    arrays = save(tmp_path / "arrays", DECLARED, metrics=("test/norms",))
+    assert sentences(arrays, own) == ["main: 16 of 16 runs are in the reference too, 16 have the same status"]
+    strangers = save(tmp_path / "strangers", grid(config={"width": (99,)}, hyper={"learning_rate": (0.1,)}))
+    assert sentences(own, strangers) == ["main: shares no run with the reference"]
 
 
 def test_large_files_are_left_alone_and_no_row_is_lost(tmp_path, monkeypatch):
