@@ -41,8 +41,8 @@ def write_chunk(folder: Path, columns: Mapping[str, Any], about: Mapping[str, An
 class Writer:
     """Writes the rows of several chunks to one file, where they are alike and end one soon after another.
 
-    Killed, it loses what still waits, never more than `FILE_SECONDS` of training where `flush` is called at every
-    event; on leaving the context nothing waits.
+    Killed, it loses what still waits: what ended in the last `FILE_SECONDS`, where `flush` is called often. On leaving
+    the context nothing waits.
     """
 
     def __init__(self, folder: Path) -> None:
