@@ -370,7 +370,7 @@ def test_out_of_memory_halves_the_width_and_goes_on(devices, monkeypatch, messag
 
 
 def test_a_run_that_does_not_fit_alone_is_said_with_the_bytes(tmp_path, monkeypatch):
-    def full(chunk, placed, pace, resume):
+    def full(*args):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
         yield
 
@@ -382,7 +382,7 @@ def test_a_run_that_does_not_fit_alone_is_said_with_the_bytes(tmp_path, monkeypa
 
 
 def test_other_errors_of_the_runtime_are_not_taken_for_memory(devices, monkeypatch):
-    def broken(chunk, placed, pace, resume):
+    def broken(*args):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
         yield
 

@@ -210,14 +210,18 @@ class _Group:
             futures = compile_group(self._group)
 
     def _train_chunks(self, placed: _Placed) -> Iterator[Event]:
-        clock = _Clock()
+        clock, chunks = _Clock(), _Ahead(self._chunks(placed))
+        for chunk in chunks:
+            yield from _train_chunk(chunk, placed, clock, self._resume, chunks.make_next)
+            self._num_finished += len(chunk.runs)
+
+    def _chunks(self, placed: _Placed) -> Iterator[_Chunk]:
         missing = (entry for entry in self._plan.runs(self._group) if entry[0] not in self._done)
         left, rows = islice(missing, self._num_finished, None), self._group.width * self._mesh.size
         for runs in _calls(left, rows, self._group.layout.shares_seed):
+            arguments = programs.arguments(self._group, [run for _, run in runs], placed.over_runs)
             sweep = self._plan.sweep
-            chunk = _Chunk(self._index, self._group, runs, sweep.num_steps, sweep.num_evals)
-            yield from _train_chunk(chunk, placed, clock, self._resume)
-            self._num_finished += len(runs)
+            yield _Chunk(self._index, self._group, runs, sweep.num_steps, sweep.num_evals, (*arguments, placed.data))
 
 
 class _Chunk(NamedTuple):
@@ -226,11 +230,30 @@ class _Chunk(NamedTuple):
     runs: tuple[tuple[str, Run], ...]
     num_steps: int
     num_evals: int
+    arguments: tuple[Any, ...]  # of the programs, on the devices
 
     def name(self, num_devices: int) -> str:
         sizes = (self.group.layout, num_devices, self.num_steps, self.num_evals)
         text = " ".join((*map(str, sizes), *(run_id for run_id, _ in self.runs)))
         return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
+
+
+class _Ahead:
+    """Chunks, the next of which can be made before it is asked for: while the devices are busy."""
+
+    def __init__(self, chunks: Iterator[_Chunk]) -> None:
+        self._chunks, self._made = chunks, deque[_Chunk]()
+
+    def make_next(self) -> None:
+        """Makes the next chunk, if there is one and it is not made yet."""
+        if not self._made:
+            self._made.extend(islice(self._chunks, 1))
+
+    def __iter__(self) -> Iterator[_Chunk]:
+        self.make_next()
+        while self._made:
+            yield self._made.popleft()
+            self.make_next()
 
 
 class _Clock:
@@ -273,21 +296,21 @@ class _Clock:
         return Pace(others / max(self._num_chunks, 1), self._training / max(self._num_steps, 1), evaluation)
 
 
-def _train_chunk(chunk: _Chunk, placed: _Placed, clock: _Clock, resume: Resume) -> Iterator[Event]:
+def _train_chunk(
+    chunk: _Chunk, placed: _Placed, clock: _Clock, resume: Resume, make_next: Callable[[], None]
+) -> Iterator[Event]:
     began = time.perf_counter()
-    name = chunk.name(placed.over_runs.mesh.size)
-    runs = [run for _, run in chunk.runs]
-    arguments = (*programs.arguments(chunk.group, runs, placed.over_runs), placed.data)
-    recorder = Recorder(len(runs), chunk.num_steps, chunk.num_evals)
-    advance = partial(_advance, placed.programs, arguments, recorder, chunk.group.num_kept)
-    carry = placed.programs.initialize(*arguments)
+    name, num_runs = chunk.name(placed.over_runs.mesh.size), len(chunk.runs)
+    recorder = Recorder(num_runs, chunk.num_steps, chunk.num_evals)
+    advance = partial(_advance, placed.programs, chunk.arguments, recorder, chunk.group.num_kept)
+    carry = placed.programs.initialize(*chunk.arguments)
     saved = resume(name)
     if saved is None or not programs.fits(saved.carry, carry):  # or the code has changed since: it begins anew
         start = -recorder.interval
         if clock.times_evaluations or not chunk.num_steps:
             jax.block_until_ready(carry)
             ready = time.perf_counter()
-            start, carry = 0, advance(carry, start, 0)
+            start, carry = 0, advance(carry, start, 0, lambda: None)
             clock.started(time.perf_counter() - ready)
         else:
             clock.started()  # the evaluation is in the call of the first steps
@@ -295,18 +318,18 @@ def _train_chunk(chunk: _Chunk, placed: _Placed, clock: _Clock, resume: Resume) 
         start, recorder.nonfinite_at, recorder.rows = saved.step, saved.nonfinite_at, saved.rows
         carry = programs.to_devices(saved.carry, carry)
         kept = saved
-        yield Advanced(name, start * len(runs), _num_lost(recorder), 0.0, lambda: kept)
+        yield Advanced(name, start * num_runs, _num_lost(recorder), 0.0, lambda: kept)
     while start < chunk.num_steps and recorder.any_alive:
         called, first = time.perf_counter(), max(start, 0)
         stop = min(first + clock.steps, chunk.num_steps)
-        carry = advance(carry, start, stop)
+        carry = advance(carry, start, stop, make_next if stop == chunk.num_steps else lambda: None)
         clock.noted(stop - first, len(recorder.evaluated(start, stop)), time.perf_counter() - called)
         take = _snapshotter(stop, carry, recorder)
         expected = clock.pace().seconds(chunk.num_steps, chunk.num_evals + 1)
-        yield Advanced(name, (stop - first) * len(runs), _num_lost(recorder), expected, take)
+        yield Advanced(name, (stop - first) * num_runs, _num_lost(recorder), expected, take)
         start = stop
     seconds, metrics = time.perf_counter() - began, recorder.curves(carry.means)
-    whole = saved is None and _num_lost(recorder) < len(runs)
+    whole = saved is None and _num_lost(recorder) < num_runs
     yield Finished(
         name,
         chunk.group_index,
@@ -321,11 +344,18 @@ def _train_chunk(chunk: _Chunk, placed: _Placed, clock: _Clock, resume: Resume) 
 
 
 def _advance(
-    made: Programs, arguments: tuple[Any, ...], recorder: Recorder, num_kept: int, carry: Carry, start: int, stop: int
+    made: Programs,
+    arguments: tuple[Any, ...],
+    recorder: Recorder,
+    num_kept: int,
+    carry: Carry,
+    start: int,
+    stop: int,
+    meanwhile: Callable[[], None],
 ) -> Carry:
     """Sets calls going, one after another, and records the evaluations of each while the next are under way.
 
-    Returns the last carry.
+    Returns the last carry; what is to be done meanwhile is done once the last call is under way.
     """
     under_way = deque[tuple[range, Callable[[], list[Evaluation]]]]()
     for first, end in recorder.calls(start, stop, num_kept):
@@ -333,6 +363,7 @@ def _advance(
         under_way.append((recorder.evaluated(first, end), evaluations))
         if len(under_way) > UNDER_WAY:
             _record(recorder, *under_way.popleft())
+    meanwhile()
     for each in under_way:
         _record(recorder, *each)
     recorder.note_nonfinite(carry.nonfinite_at)
