@@ -10,7 +10,7 @@ import pytest
 
 from dlexp import api, learner, losses, models, optim
 from dlexp.data import bundled
-from dlexp.sweep import engine, geomspace, grid, recorder
+from dlexp.sweep import engine, geomspace, grid, programs, recorder
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Identity
 from dlexp.theory.optimizers import quadratic_contraction
@@ -141,6 +141,22 @@ def test_new_swept_values_seeds_and_run_counts_compile_nothing(devices):
         finished(grid(hyper={"learning_rate": geomspace(0.001, 1, 7)}, seeds=5), devices)
         finished(grid(hyper={"learning_rate": (0.3,)}, seeds=(9,)), devices, num_steps=40, num_evals=4)
     assert second == []
+
+
+def test_the_next_chunk_is_put_on_the_devices_before_this_one_is_finished(devices, monkeypatch):
+    put, arguments = [], programs.arguments
+
+    def noted(group, runs, sharding):
+        put.append(len(runs))
+        return arguments(group, runs, sharding)
+
+    monkeypatch.setattr(programs, "arguments", noted)
+    rows = planning.DEFAULT_WIDTH["cpu"] * len(devices)
+    declared = Sweep(grid(hyper={"learning_rate": (0.1,)}, seeds=2 * rows + 1), small_learner, 20, 2)
+    plan = planning.make(Identity("tests.ahead", 1, "main", 20), declared, devices)
+    seen = [len(put) for event in engine.train(plan, devices) if isinstance(event, engine.Finished)]
+    assert seen == [2, 3, 3]
+    assert put == [rows, rows, 1]
 
 
 @pytest.mark.usefixtures("cold_cache")
