@@ -76,7 +76,7 @@ class Display:
         self._advanced, self._diverged_here = float(self._done - self._before), 0
 
     def finished(self, num_runs: int, num_nonfinite: int) -> None:
-        """A chunk of runs is saved."""
+        """A chunk of runs is trained."""
         self._done += num_runs
         self._diverged, self._diverged_here = self._diverged + num_nonfinite, 0
         self._advanced = float(self._done - self._before)

@@ -202,8 +202,10 @@ class _Sweep:
         for index, paced in self._paces.items():
             group, measured = groups[index], paced._replace(start=paced.start + afterwards / num_chunks)
             known = pace.recall(group.program)
-            if known is None or known.layout == group.layout:
-                pace.remember(group.program, (known or Measured(group.layout, measured))._replace(pace=measured))
+            if known and known.layout == group.layout:
+                pace.remember(group.program, known._replace(pace=measured))
+            elif known is None or not known.is_chosen:
+                pace.remember(group.program, Measured(group.layout, measured))
 
     def _saved(self) -> set[str]:
         identity = self._plan.identity
@@ -235,10 +237,11 @@ class _Sweep:
                     raise KeyboardInterrupt
 
     def _save(self, chunk: Finished, provenance: Mapping[str, Any]) -> None:
-        """The state that was kept of it goes once its rows are on the disk; measurements may be long, so none waits."""
+        """Rows of quick chunks wait for each other, of measurements none; a kept state goes once the rows are saved."""
         self._writer.add(_columns(chunk), _about(self._plan, chunk, provenance))
         is_kept = checkpoint.is_kept(self._folder, chunk.chunk)
-        self._writer.flush(0.0 if is_kept or self._plan.groups[chunk.group].measure else store.FILE_SECONDS)
+        is_quick = chunk.seconds < store.FILE_SECONDS and not self._plan.groups[chunk.group].measure
+        self._writer.flush(store.FILE_SECONDS if is_quick and not is_kept else 0.0)
         if is_kept:
             checkpoint.discard(self._folder, chunk.chunk)
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dlexp import api, cli, training
+from dlexp import api, cli, progress, training
 from dlexp.results import checkpoint, files, folders, load, store
 from dlexp.sweep import engine, grid, programs
 from dlexp.sweep import plan as planning
@@ -389,6 +389,24 @@ def test_other_errors_of_the_runtime_are_not_taken_for_memory(devices, monkeypat
     monkeypatch.setattr(engine, "_train_chunk", broken)
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
         finished(grid(hyper={"learning_rate": (0.1,)}), devices)
+
+
+@pytest.mark.parametrize(("seconds", "saved_at_once"), [(0.0, True), (1e9, False)])
+def test_a_chunk_that_took_long_is_saved_at_once_and_quick_ones_by_the_end(
+    tmp_path, monkeypatch, seconds, saved_at_once
+):
+    monkeypatch.setattr(store, "FILE_SECONDS", seconds)
+    folder, seen, finish = folders.folder_of(tmp_path, "tests.small", "smoke") / "main", [], progress.Display.finished
+
+    def noted(display, num_runs, num_nonfinite):
+        seen.append(len(saved_ids(folder)))
+        finish(display, num_runs, num_nonfinite)
+
+    monkeypatch.setattr(progress.Display, "finished", noted)
+    assert main("--sweep=main", "--seeds=20", out=tmp_path)[0] == 0
+    assert len(seen) > 1
+    assert all((saved > 0) == saved_at_once for saved in seen)
+    assert len(saved_ids(folder)) == 40
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3, 5, 8])

@@ -315,7 +315,10 @@ def test_writing_leaves_the_old_file_where_the_new_one_cannot_be_finished(tmp_pa
     assert [entry.name for entry in tmp_path.iterdir()] == ["manifest.json"]
 
 
-def test_rows_of_like_chunks_that_end_one_soon_after_another_make_one_file(tmp_path):
+def test_rows_of_like_chunks_that_end_one_soon_after_another_make_one_file(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(store.time, "monotonic", lambda: now[0])
+
     def add(writer, name, config=1):
         writer.add({"run_id": [name], "x/y": np.array([[1.0, 2.0]], np.float32)}, {"config": {"width": config}})
 
@@ -324,15 +327,31 @@ def test_rows_of_like_chunks_that_end_one_soon_after_another_make_one_file(tmp_p
 
     with store.Writer(tmp_path) as writer:
         add(writer, "a")
+        now[0] += 0.2
         add(writer, "b")
-        writer.flush(after=60.0)
-        assert rows() == []
         add(writer, "c", config=2)  # says something else of itself
-        assert rows() == [["a", "b"]]
-        writer.flush()
+        writer.flush(after=0.25)
+        assert rows() == []
+        now[0] += 0.1
+        writer.flush(after=0.25)
         assert rows() == [["a", "b"], ["c"]]
         add(writer, "d")
+        writer.flush(after=0.25)
+        assert rows() == [["a", "b"], ["c"]]
     assert rows() == [["a", "b"], ["c"], ["d"]]
+
+
+def test_rows_that_could_not_be_written_wait_for_the_next_time(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    with store.Writer(tmp_path) as writer:
+        writer.add({"run_id": ["a"]}, {})
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "write_bytes", full)
+            with pytest.raises(OSError, match="No space"):
+                writer.flush()
+    assert [table["run_id"].to_pylist() for _, table, _ in store.chunks(tmp_path)] == [["a"]]
 
 
 def test_rows_that_wait_are_written_however_the_training_ends(tmp_path):

@@ -241,7 +241,7 @@ def test_many_small_networks_are_begun_wide_and_few_as_any_others(devices):
     usual, wide = width_of(1), width_of(100_000)
     assert usual == planning.DEFAULT_WIDTH["cpu"]
     assert usual < wide <= planning.WIDEST
-    full = wide * len(devices)
+    full = planning.FULL_CALLS * wide * len(devices)
     assert {width_of(num_runs) for num_runs in (2, full - 1)} == {usual}  # more runs compile nothing
     assert {width_of(num_runs) for num_runs in (full, 10 * full)} == {wide}
 

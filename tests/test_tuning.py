@@ -381,6 +381,21 @@ def test_a_resumed_sweep_and_a_run_alone_keep_the_layout(devices, tmp_path, monk
     assert [layout["width"] for layout in about["sweeps"]["main"]["layouts"].values()] == [2]
 
 
+@pytest.mark.parametrize("is_chosen", [False, True])
+def test_the_pace_of_the_last_training_is_known_unless_another_layout_was_chosen(tmp_path, monkeypatch, is_chosen):
+    monkeypatch.setenv("DLEXP_CACHE_DIR", str(tmp_path / "cache"))
+    (group,) = api.plan(experiment(2), scale="smoke")["main"].groups
+    former = Measured(Layout(2), Pace(1.0, 1.0, 1.0), is_chosen)
+    pace.remember(group.program, former)
+    plan = api.plan(experiment(2), scale="smoke")
+    narrow = {"main": plan["main"]._replace(groups=(group.with_layout(Layout(8)),))}
+    quiet = Console(file=io.StringIO())
+    training.train(experiment(2), narrow, scale="smoke", folder=tmp_path / "any", fresh=False, console=quiet)
+    known = pace.recall(group.program)
+    assert (known == former) == is_chosen
+    assert known.layout == Layout(2 if is_chosen else 8)
+
+
 def test_a_sweep_goes_on_in_a_process_that_cannot_be_told_the_same(devices, tmp_path, monkeypatch):
     monkeypatch.setenv("DLEXP_CACHE_DIR", str(tmp_path / "cache"))
     quiet = {"out": tmp_path, "scale": "smoke", "console": Console(file=io.StringIO())}

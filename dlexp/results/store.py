@@ -10,6 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,12 @@ def write_chunk(folder: Path, columns: Mapping[str, Any], about: Mapping[str, An
 class Writer:
     """Writes the rows of several chunks to one file, where they are alike and end one soon after another.
 
-    Killed, it loses what still waits: what ended in the last `FILE_SECONDS`, where `flush` is called often. On leaving
-    the context nothing waits.
+    Killed, it loses what still waits; on leaving the context nothing waits.
     """
 
     def __init__(self, folder: Path) -> None:
         """Writes to the folder of a sweep."""
-        self._folder, self._waiting = folder, list[pa.Table]()
-        self._written_at = time.monotonic()
+        self._folder, self._waiting, self._since = folder, list[pa.Table](), 0.0
 
     def __enter__(self) -> Writer:
         """Returns itself."""
@@ -59,24 +58,21 @@ class Writer:
         self.flush()
 
     def add(self, columns: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-        """Takes the rows of one chunk (see `write_chunk`)."""
-        table = _table(columns, about)
-        if self._waiting and not table.schema.equals(self._waiting[0].schema, check_metadata=True):
-            self.flush()
-        self._waiting.append(table)
+        """Lets the rows of one chunk wait (see `write_chunk`)."""
+        self._since = self._since if self._waiting else time.monotonic()
+        self._waiting.append(_table(columns, about))
 
     def flush(self, after: float = 0.0) -> None:
-        """Writes what waits if the last file is so many seconds old."""
-        if time.monotonic() - self._written_at < after:
-            return
-        tables, self._waiting = self._waiting, []
-        if tables:
-            _write_table(self._folder, pa.concat_tables(tables).combine_chunks())
-        self._written_at = time.monotonic()
+        """Writes what waits, if the first of it has waited so many seconds."""
+        is_due = time.monotonic() - self._since >= after
+        while self._waiting and is_due:
+            alike = _alike(self._waiting)
+            _write_table(self._folder, pa.concat_tables(alike).combine_chunks())
+            del self._waiting[: len(alike)]
 
 
 def chunks(folder: Path) -> Iterator[tuple[Path, pa.Table, dict[str, Any]]]:
-    """Yields each chunk of a sweep: path, table and what `about` said.
+    """Yields each file of a sweep: path, table and what `about` said of its chunks.
 
     Raises:
       ResultsError: at a file that does not match its name.
@@ -86,7 +82,7 @@ def chunks(folder: Path) -> Iterator[tuple[Path, pa.Table, dict[str, Any]]]:
 
 
 def read_chunk(path: Path) -> tuple[pa.Table, dict[str, Any]]:
-    """Returns one chunk and what its `about` said.
+    """Returns the rows of a file and what `about` said of them.
 
     Raises:
       ResultsError: where its bytes do not match its name, or are no chunk.
@@ -180,6 +176,11 @@ def _merged(folder: Path, members: list[_Chunk]) -> _Chunk:
 def _table(columns: Mapping[str, Any], about: Mapping[str, Any]) -> pa.Table:
     arrays = {name: _to_arrow(values) for name, values in columns.items()}
     return pa.table(arrays).replace_schema_metadata({_KEY: json.dumps(about).encode()})
+
+
+def _alike(tables: list[pa.Table]) -> list[pa.Table]:
+    """The first of them, as far as they have the same columns and say the same of themselves."""
+    return list(takewhile(lambda table: table.schema.equals(tables[0].schema, check_metadata=True), tables))
 
 
 def _write_table(folder: Path, table: pa.Table) -> Path:

@@ -15,9 +15,10 @@ from dlexp.sweep.grids import Family, Identity, Run, count_runs, run_id
 from dlexp.sweep.pace import Layout, Measured
 from dlexp.types import Learner, Measurement, Range, Sweep
 
-DEFAULT_WIDTH = {"cpu": 8, "gpu": 512, "tpu": 512}  # runs vmapped on one device, at most, unless measured otherwise
-WIDEST = 128  # runs vmapped on one CPU device, at most, where networks are so small that many cost no more than few
-SMALL_BYTES = 8 * 2**20  # all intermediate values of a call of such networks, by the estimate
+DEFAULT_WIDTH = {"cpu": 8, "gpu": 512, "tpu": 512}  # runs vmapped on one device unless measured otherwise
+WIDEST = 128  # the same, at most, on a CPU where networks are so small that many cost no more than few
+SMALL_BYTES = 8 * 2**20  # all intermediate values of a step of such networks, by the estimate
+FULL_CALLS = 4  # at least, of a group that is begun wide: the last call is filled up, by a quarter at most
 CACHED_BYTES = 24 * 2**20  # all intermediate values of a call on a CPU, by the estimate: more, and caches do not help
 EVALUATIONS_KEPT = 16  # at most, by one call
 KEPT_BYTES = 2**14  # of a run's evaluations, at most
@@ -244,7 +245,7 @@ def _usual_width(devices: list[jax.Device]) -> int:
 def _default_width(devices: list[jax.Device], state: Any, data: Any, costs: list[cost.Cost], num_runs: int) -> int:
     """The backend's, halved until the estimate fits into memory and, on a CPU, a step near the caches.
 
-    On a CPU doubled for small networks if that many runs are there: a chunk takes some milliseconds beside its steps,
+    On a CPU up to `WIDEST` for small networks where runs are many: a chunk takes some milliseconds beside its steps,
     however many runs it has.
     """
     width = _usual_width(devices)
@@ -261,7 +262,9 @@ def _default_width(devices: list[jax.Device], state: Any, data: Any, costs: list
     wide = width
     while on_cpu and wide < WIDEST and fits(2 * wide, SMALL_BYTES):
         wide *= 2
-    return wide if wide * len(devices) <= num_runs else width  # two programs at most, whatever the number of runs
+    return (
+        wide if FULL_CALLS * wide * len(devices) <= num_runs else width
+    )  # two programs at most, whatever the number of runs
 
 
 def _usual_choices(left_open: Collection[str]) -> tuple[tuple[str, str], ...]:
