@@ -262,9 +262,8 @@ def _default_width(devices: list[jax.Device], state: Any, data: Any, costs: list
     wide = width
     while on_cpu and wide < WIDEST and fits(2 * wide, SMALL_BYTES):
         wide *= 2
-    return (
-        wide if FULL_CALLS * wide * len(devices) <= num_runs else width
-    )  # two programs at most, whatever the number of runs
+    is_many = FULL_CALLS * wide * len(devices) <= num_runs
+    return wide if is_many else width  # two programs at most, whatever the number of runs
 
 
 def _usual_choices(left_open: Collection[str]) -> tuple[tuple[str, str], ...]:
