@@ -18,6 +18,14 @@ PROVENANCE = {"jax": "0", "width": 8}
 METRICS = ("test/loss", "batch/loss", "test/norms")
 
 
+def write(folder, columns, about):
+    """Writes one chunk; returns the file that was not there before."""
+    before = set(folder.glob("*.parquet"))
+    with store.Writer(folder) as writer:
+        writer.add(columns, about)
+    return next(iter(set(folder.glob("*.parquet")) - before), None)
+
+
 def save(
     folder, declared, *, value=lambda run: float(run.seed), num_evals=2, chunk=3, keep=lambda run: True, metrics=METRICS
 ):
@@ -59,7 +67,7 @@ def save(
                 "metrics": list(metrics),
                 "provenance": PROVENANCE,
             }
-            store.write_chunk(folder / "main", columns, about)
+            write(folder / "main", columns, about)
     return folder
 
 
@@ -184,12 +192,11 @@ def test_equal_rows_that_a_kill_left_twice_are_one(tmp_path):
 
 def test_trainings_of_two_lengths_are_never_merged(tmp_path):
     save(tmp_path, DECLARED)
-    longer = store.write_chunk
     for path, rows, about in list(store.chunks(tmp_path / "main")):
         ids = [f"longer {name}" for name in rows["run_id"].to_pylist()]
         columns = {name: store.to_numpy(rows[name]) for name in rows.column_names if name != "run_id"}
         other = {**about, "identity": {**about["identity"], "num_steps": 20}}
-        longer(path.parent, {"run_id": ids, **columns}, other)
+        write(path.parent, {"run_id": ids, **columns}, other)
     store.compact(tmp_path / "main")
     lengths = [about["identity"]["num_steps"] for _, _, about in store.chunks(tmp_path / "main")]
     assert sorted(lengths) == [10, 10, 20, 20]
@@ -266,7 +273,7 @@ def test_a_file_of_another_experiment_is_refused_and_moved_aside_before_training
     save(tmp_path / "one", DECLARED)
     stranger = tmp_path / "one/main"
     about = {"identity": {"experiment": "tests.other", "version": 1, "sweep": "main", "num_steps": 10}, "metrics": []}
-    path = store.write_chunk(stranger, {"run_id": ["x"]}, about)
+    path = write(stranger, {"run_id": ["x"]}, about)
     with pytest.raises(ResultsError, match=r"is of tests\.other"):
         load(tmp_path / "one")
     ids, moved = store.finished(stranger, "tests.made", 1, "main")
@@ -375,7 +382,7 @@ def test_columns_of_any_shape_round_trip(tmp_path_factory, values, shape, texts)
     folder = tmp_path_factory.mktemp("chunk")
     array = np.array([np.full(shape, value, np.float32) for value in values])
     columns = {"run_id": [f"{texts}{row}" for row in range(len(values))], "x/y": array}
-    path = store.write_chunk(folder, columns, {"metrics": ["x/y"], "note": texts})
+    path = write(folder, columns, {"metrics": ["x/y"], "note": texts})
     read, about = store.read_chunk(path)
     np.testing.assert_array_equal(store.to_numpy(read["x/y"]), array)
     assert read["run_id"].to_pylist() == columns["run_id"]

@@ -27,18 +27,6 @@ _ROWS_ENOUGH = 20_000  # a file of so many is left alone: memory does not grow w
 _Chunk = tuple[Path, pa.Table, dict[str, Any]]
 
 
-def write_chunk(folder: Path, columns: Mapping[str, Any], about: Mapping[str, Any]) -> Path:
-    """Writes the rows of one chunk and returns the file's path.
-
-    Args:
-      folder: of the sweep.
-      columns: name -> list of scalars, or array `[run, ...]`; arrays of one trailing axis become list columns, of
-        more fixed-shape tensor columns.
-      about: what JSON can hold: which columns are which, and where the numbers come from.
-    """
-    return _write_table(folder, _table(columns, about))
-
-
 class Writer:
     """Writes the rows of several chunks to one file, where they are alike and end one soon after another.
 
@@ -58,7 +46,13 @@ class Writer:
         self.flush()
 
     def add(self, columns: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-        """Lets the rows of one chunk wait (see `write_chunk`)."""
+        """Lets the rows of one chunk wait.
+
+        Args:
+          columns: name -> list of scalars, or array `[run, ...]`; arrays of one trailing axis become list columns, of
+            more fixed-shape tensor columns.
+          about: what JSON can hold: which columns are which, and where the numbers come from.
+        """
         self._since = self._since if self._waiting else time.monotonic()
         self._waiting.append(_table(columns, about))
 
@@ -206,7 +200,7 @@ def _to_arrow(values: Any) -> pa.Array:
 
 
 def to_numpy(column: pa.ChunkedArray) -> np.ndarray:
-    """Returns a column as an array `[run, ...]`, whatever `write_chunk` made of it."""
+    """Returns a column as an array `[run, ...]`, whatever `Writer` made of it."""
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = array.chunk(0) if array.num_chunks else pa.array([], column.type)
