@@ -161,23 +161,60 @@ def test_convolution_moves_with_its_input():
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("num_rows", [2, 5, 6])
-def test_windows_of_three_rows_are_multiplied_in_two_thirds(num_rows):
+@pytest.mark.parametrize("extents", [(1, 2), (8, 7), (13, 6)])  # one tile, one band of two rows, four bands of one
+def test_windows_of_three_by_three_are_multiplied_tile_by_tile(extents, monkeypatch):
+    monkeypatch.setattr(winograd, "_MOST_COLUMNS", 4 * 4)
     rng = np.random.default_rng(0)
-    inputs, kernel = rng.normal(size=(4, num_rows, 5, 6)), rng.normal(size=(3, 3, 6, 5))
+    inputs, kernel = rng.normal(size=(4, *extents, 8)), rng.normal(size=(3, 3, 8, 5))
 
-    def squares(inputs, kernel, lowering):
-        return jnp.sum(lowerings.convolve(inputs, kernel, padding=1, lowering=lowering) ** 2)
+    def gradient(lowering):
+        def squares(inputs, kernel):
+            return jnp.sum(lowerings.convolve(inputs, kernel, padding=1, lowering=lowering) ** 2)
 
-    gradient = jax.grad(squares, (0, 1))
-    for one, other in zip(gradient(inputs, kernel, "winograd"), gradient(inputs, kernel, "native"), strict=True):
+        return jax.jit(jax.grad(squares, (0, 1)))(inputs, kernel)
+
+    for one, other in zip(gradient("winograd"), gradient("native"), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-11)
 
-    def flops(lowering):
-        return cost.of(cost.traced(lambda *args: gradient(*args, lowering), inputs, kernel)).flops
 
-    if num_rows == 6:
-        assert flops("winograd") < 0.8 * flops("batch_last")  # sums of rows are counted too
+@pytest.mark.usefixtures("x64")
+def test_tiles_take_a_quarter_of_the_multiplications_and_round_in_the_sixth_digit():
+    rng = np.random.default_rng(0)
+    inputs, kernel = rng.normal(size=(4, 16, 16, 64)), rng.normal(size=(3, 3, 64, 64))
+
+    def convolve(lowering, dtype=np.float32):
+        return lowerings.convolve(inputs.astype(dtype), kernel.astype(dtype), padding=1, lowering=lowering)
+
+    def flops(lowering):
+        return cost.of(cost.traced(lambda: convolve(lowering))).flops
+
+    assert flops("winograd") < 0.4 * flops("batch_last")  # sums are counted too
+    exact = convolve("native", np.float64)
+    errors = {lowering: np.abs(convolve(lowering) - exact).max() for lowering in ("winograd", "batch_last")}
+    assert errors["batch_last"] < errors["winograd"] < 1e-5 * np.abs(exact).max()
+
+
+@pytest.mark.usefixtures("x64")
+def test_tiles_of_many_runs_are_those_of_each(monkeypatch):
+    monkeypatch.setattr(winograd, "_MOST_COLUMNS", 1)
+    keys = jax.random.split(KEY, 2)
+    inputs, kernels = jax.random.normal(keys[0], (3, 2, 8, 6, 8, 4)), jax.random.normal(keys[1], (3, 2, 3, 3, 8, 5))
+
+    def gradient(inputs, kernel):
+        return jax.grad(lambda *args: jnp.sum(jnp.sin(winograd.convolve(*args, 1))), (0, 1))(inputs, kernel)
+
+    for axes, args in (((0, 0), (inputs[:, 0], kernels[:, 0])), ((None, 0), (inputs[0, 0], kernels[:, 0]))):
+        each = [
+            gradient(*(arg if axis is None else arg[run] for arg, axis in zip(args, axes, strict=True)))
+            for run in range(3)
+        ]
+        jax.tree.map(
+            lambda ours, *alone: np.testing.assert_allclose(ours, np.stack(alone), rtol=1e-9, atol=1e-9),
+            jax.vmap(gradient, axes)(*args),
+            *each,
+        )
+    nested = jax.vmap(jax.vmap(gradient))(inputs, kernels)[1]
+    np.testing.assert_allclose(nested[2, 1], gradient(inputs[2, 1], kernels[2, 1])[1], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -187,10 +224,11 @@ def test_windows_of_three_rows_are_multiplied_in_two_thirds(num_rows):
         ((3, 3, 16, 32), 2, False),
         ((3, 3, 1, 16), 1, False),
         ((5, 5, 16, 32), 1, False),
+        ((3, 5, 16, 32), 1, False),
         ((3, 16, 32), 1, False),
     ],
 )
-def test_other_windows_than_of_three_rows_are_convolved_as_patches(kernel_shape, stride, expected):
+def test_other_windows_than_of_three_by_three_are_convolved_as_patches(kernel_shape, stride, expected):
     assert winograd.suits(kernel_shape, stride) is expected
 
 

@@ -28,8 +28,8 @@ def convolve(
       padding: zeros added on both sides of every spatial axis.
       lowering: `patches` (what each place of the window sees, side by side, and one matmul), `batch_last` (the same
         with the axes of batch and channels exchanged, so that numbers are copied and multiplied in long rows),
-        `winograd` (the same with two thirds of the multiplications where the window has three rows and its stride is
-        1, see `dlexp.models.winograd`), `rows` (one matmul for each row of the window), `shifted` (one for each place)
+        `winograd` (the same with a quarter of the multiplications where the window is 3 x 3 and its stride is 1, see
+        `dlexp.models.winograd`), `rows` (one matmul for each row of the window), `shifted` (one for each place)
         or `native` (XLA's convolution), equal up to rounding; None leaves the choice to whoever compiles
         (`choose_lowering`). Those of `BATCH_LAST` have no forward-mode derivative. Inside a loop on the CPU, or
         vmapped over kernels, the native form is many times slower; one call a step on the CPU, it can be fast.
@@ -61,11 +61,12 @@ def choose_lowering(num_space: int) -> str:
     """Returns the lowering that whoever compiles has chosen (`convolution`), the one that is mostly fastest if nobody.
 
     Args:
-      num_space: axes of the window; where it is one, it has no rows.
+      num_space: axes of the window; where it is one, it has no rows. Winograd's is for CPUs alone: elsewhere numbers
+        may be rounded more coarsely (`--precision`), which it does not bear.
     """
     options = [lowering for lowering in LOWERINGS if num_space > 1 or lowering not in ("winograd", "rows")]
     if jax.default_backend() != "cpu":
-        options.sort(key=BATCH_LAST.__contains__)
+        options = [*(option for option in options if option not in BATCH_LAST), "batch_last"]
     return choose("convolution", tuple(options))
 
 
@@ -79,10 +80,10 @@ def convolve_batch_last(
     `experiments.engine.throughput`.
     """
     window = kernel.shape[:-2]
+    if lowering == "winograd" and winograd.suits(kernel.shape, stride):
+        return winograd.convolve(inputs, kernel, padding)
     extents = _extents(inputs.shape[1:-1], window, stride, padding)
     padded = _padded(inputs, len(window), padding)
-    if lowering == "winograd" and winograd.suits(kernel.shape, stride):
-        return winograd.convolve(padded, kernel)
     if _fits_caches(_patch_bytes(inputs, window, extents)):
         columns = jnp.concatenate(_slices(padded, window, stride))
         outputs = _from_columns(columns.reshape(len(columns), -1), kernel.reshape(len(columns), -1))
