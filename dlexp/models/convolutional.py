@@ -81,7 +81,8 @@ def cnn(
       normalization: none, batch or layer.
       initializer: zeros, constant, normal, glorot, he, lecun or orthogonal.
       lowering: how a convolution is computed (see `dlexp.models.lowerings.convolve`); None leaves it to the plan. Name
-        one (`patches`) where forward-mode derivatives are taken (`jax.jvp`, `jax.hessian`): those for CPUs have none.
+        one (`patches`) where forward-mode or second derivatives are taken (`jax.jvp`, `jax.hessian`): those for CPUs
+        have none.
 
     Raises:
       ValueError: on a choice that is none of these, or more than two spatial axes.

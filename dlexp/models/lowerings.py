@@ -31,8 +31,9 @@ def convolve(
         `winograd` (the same with a quarter of the multiplications where the window is 3 x 3 and its stride is 1, see
         `dlexp.models.winograd`), `rows` (one matmul for each row of the window), `shifted` (one for each place)
         or `native` (XLA's convolution), equal up to rounding; None leaves the choice to whoever compiles
-        (`choose_lowering`). Those of `BATCH_LAST` have no forward-mode derivative. Inside a loop on the CPU, or
-        vmapped over kernels, the native form is many times slower; one call a step on the CPU, it can be fast.
+        (`choose_lowering`). Those of `BATCH_LAST` have no forward-mode derivative, `winograd` no second one. Inside a
+        loop on the CPU, or vmapped over kernels, the native form is many times slower; one call a step on the CPU, it
+        can be fast.
 
     Returns:
       `[batch, *space, out]`, each extent `(space + 2 padding - window) // stride + 1`.
