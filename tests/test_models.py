@@ -161,7 +161,7 @@ def test_convolution_moves_with_its_input():
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("extents", [(1, 2), (8, 7), (13, 6)])  # one tile, one band of two rows, four bands of one
+@pytest.mark.parametrize("extents", [(1, 2), (8, 7), (13, 6)])  # one tile, one band of two rows, two of them
 def test_windows_of_three_by_three_are_multiplied_tile_by_tile(extents, monkeypatch):
     monkeypatch.setattr(winograd, "_MOST_COLUMNS", 4 * 4)
     rng = np.random.default_rng(0)

@@ -56,7 +56,7 @@ def suits(kernel_shape: tuple[int, ...], stride: int) -> bool:
 def convolve(inputs: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     """Returns the cross-correlation over rows and columns. It has neither forward-mode nor second derivatives.
 
-    Rounding errors are some ten times those of a plain product, in float32 a millionth of the largest output.
+    Rounding errors are some ten times those of a plain product, in float32 some millionths of the largest output.
 
     Args:
       inputs: `[in, row, column, example]`.

@@ -10,7 +10,7 @@ for this machine and these programs.
 
 Where most runs have many others of their seed (half a call of the usual width at least), the calls may have one seed
 each (`Layout.shares_seed`), and are then as narrow as fills all calls of a seed equally: batches, dropout masks and, on
-a CPU, the first layers of perceptrons are one for all runs of a call. Measured on a CPU: a small perceptron trains 1.09
+a CPU, the first layers of perceptrons are one for all runs of a call. Measured on a CPU: a small perceptron trains 1.14
 times as fast, a larger one 1.15 times. What a run computes is the same in either: what chance decides in it depends on
 its seed, never on the runs beside it.
 """
