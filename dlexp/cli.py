@@ -18,6 +18,7 @@ from dlexp import api
 from dlexp.progress import say
 from dlexp.results import folders
 from dlexp.results.files import ResultsError
+from dlexp.sweep import scales
 from dlexp.types import Experiment
 
 if TYPE_CHECKING:
@@ -87,8 +88,8 @@ def _run(experiment: Experiment, values: dict[str, Any], console: Console) -> in
 def _conclude(experiment: Experiment, folder: Path, console: Console) -> int:
     """Figures, claims, and the closing summary."""
     from dlexp import report
-    from dlexp.claims import from_json
     from dlexp.results import load
+    from dlexp.study.claims import from_json
 
     results = load(folder)
     for part in report.best_points(results):
@@ -146,7 +147,7 @@ def _train_again(plans: Mapping[str, Plan], values: dict[str, Any], console: Con
 def _flags() -> flags.FlagValues:
     """The flags, held by no global: several experiments may be run from one process."""
     values = flags.FlagValues()
-    flags.DEFINE_enum("scale", "cpu", api.SCALES, "how large a grid", flag_values=values)
+    flags.DEFINE_enum("scale", "cpu", scales.SCALES, "how large a grid", flag_values=values)
     flags.DEFINE_integer("seeds", None, "seeds of every point", 1, 10**7, flag_values=values)
     flags.DEFINE_integer("num_steps", None, "optimizer steps of every run", 1, 2**31 - 1, flag_values=values)
     flags.DEFINE_multi_string("axis", [], "NAME=VALUE,VALUE,... or NAME=geom:LOW:HIGH:COUNT", flag_values=values)
