@@ -10,7 +10,7 @@ import numpy as np
 
 from dlexp.results.table import NotMeasuredError
 from dlexp.study import statistics
-from dlexp.study.effects import Effect, Values
+from dlexp.study.effects import Effect, Values, as_labels
 
 SUPPORTED, REFUTED, MIXED, UNDECIDED = "supported", "refuted", "mixed", "undecided"
 
@@ -68,7 +68,8 @@ def judge(
     """
     bound = _bound(least, most, within)
     intervals, num_seeds, missing = {}, {}, ["not measured in this grid"]
-    for condition, values in effect.conditions.items():
+    for labels, values in effect.conditions.items():
+        condition = ", ".join(as_labels(labels))
         measured = _measured(values, missing)
         if not np.isfinite(measured).all():
             raise ValueError(f"judge: {condition!r} has values that are not finite; count failed runs as a value")

@@ -71,6 +71,7 @@ class Reference(NamedTuple):
       marks: label -> height of a horizontal dashed line.
       at: label -> place of a vertical dashed line.
       span: label -> ends of a grey stripe on the horizontal axis.
+      also: a function that draws more, given the axes and the panel's runs.
     """
 
     theory: Mapping[str, Theory] = {}
@@ -78,6 +79,7 @@ class Reference(NamedTuple):
     marks: Mapping[str, float] = {}
     at: Mapping[str, float] = {}
     span: Mapping[str, tuple[float, float]] = {}
+    also: Callable[[Axes, Table], None] = lambda axes, runs: None
 
 
 class _Line(NamedTuple):
@@ -208,6 +210,7 @@ def _panel(
         for line in drawn:
             _draw_line(axes, line, x, look)
         _draw_beside(axes, drawn, beside)
+        beside.also(axes, runs)
         axes.set(**named)
         if x not in ("step", "layer"):
             _ticks(axes, drawn, values_of(runs, x), look)

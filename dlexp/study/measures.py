@@ -19,7 +19,7 @@ import numpy as np
 
 from dlexp.results.table import NotMeasuredError, Results, Table
 from dlexp.study import statistics
-from dlexp.study.effects import Effect, Values
+from dlexp.study.effects import Effect, Labels, Values
 
 Sweeps: TypeAlias = "str | Sequence[str] | Mapping[str, str] | None"
 Cases: TypeAlias = "Mapping[str, Mapping[str, Any]]"
@@ -69,13 +69,12 @@ class Measure:
         """
         fixed = {name: value for name, value in axes.items() if not _is_several(value)}
         varied = [_options(name, value) for name, value in axes.items() if _is_several(value)]
-        if cases is not None:
-            varied.insert(0, dict(cases))
-        conditions: dict[str, Callable[[], Values]] = {}
+        varied = [cases, *varied] if cases is not None else varied
+        conditions: dict[Labels | str, Callable[[], Values]] = {}
         for (title, table), *options in product(tables_of(source, sweep).items(), *(each.items() for each in varied)):
-            label = ", ".join(filter(None, [title, *(name for name, _ in options)]))
+            labels = tuple(filter(None, [title, *(name for name, _ in options)]))
             case = fixed | {name: value for _, chosen in options for name, value in chosen.items()}
-            conditions[label] = partial(self._measured, table, case)
+            conditions[labels] = partial(self._measured, table, case)
         return Effect(self.words, conditions, {name: f"{spoken(name)} {_shown(v)}" for name, v in fixed.items()})
 
     def _measured(self, table: Callable[[], Table], case: Mapping[str, Any]) -> Values:
@@ -269,7 +268,7 @@ def _is_several(value: Any) -> bool:
     return isinstance(value, (list, tuple, range, Mapping, np.ndarray))
 
 
-def _options(name: str, values: Any) -> dict[str, dict[str, Any]]:
+def _options(name: str, values: Any) -> Cases:
     if isinstance(values, Mapping):
         return {str(title): {name: value} for value, title in values.items()}
     return {f"{spoken(name)} {_shown(value)}": {name: value} for value in values}

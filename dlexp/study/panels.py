@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from dlexp.results.table import NotMeasuredError, Results, Table
 from dlexp.study import statistics, style
-from dlexp.study.effects import Effect
+from dlexp.study.effects import Effect, Values, as_labels
 from dlexp.study.measures import lost_value, pick
 
 GUESS = "a guess among ten classes"
@@ -37,6 +37,7 @@ def side_by_side(
     num_rows: int = 1,
     width: float = 5.6,
     height: float = 4.2,
+    heights: Sequence[float] | None = None,
 ) -> Figure:
     """Returns the figure of some panels, with a note that counts runs, seeds and lost runs.
 
@@ -50,6 +51,7 @@ def side_by_side(
       num_rows: rows of panels.
       width: of one panel, in inches.
       height: of one panel, in inches.
+      heights: of the rows, relative to one another; rows then share the height of one.
 
     Raises:
       NotMeasuredError: where there is no panel: the results lack the runs of all of them.
@@ -58,8 +60,9 @@ def side_by_side(
     if not flat:
         raise NotMeasuredError("the grid has none of the runs that this figure shows")
     num_columns = -(-len(flat) // num_rows)
-    figure = Figure(figsize=(width * num_columns, height * num_rows), layout="constrained")
-    grid = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+    total = height * (num_rows if heights is None else 1)
+    figure = Figure(figsize=(width * num_columns, total), layout="constrained")
+    grid = list(figure.subplots(num_rows, num_columns, squeeze=False, height_ratios=heights).flat)
     for panel, axes in zip(flat, grid, strict=False):
         panel.draw(axes)
     for axes in grid[len(flat) :]:
@@ -161,11 +164,8 @@ def intervals(
       colors: label -> colour, where it is not the first of `style.COLORS`.
       options: of matplotlib's `Axes.set`.
     """
-    wanted = (
-        effects.conditions
-        if isinstance(effects, Effect)
-        else {label: values for label, effect in effects.items() for values in effect.conditions.values()}
-    )
+    several = effects.conditions.items() if isinstance(effects, Effect) else _only_conditions(effects)
+    wanted = {", ".join(as_labels(key)): values for key, values in several}
     measured: dict[str, np.ndarray] = {}
     for label, values in wanted.items():
         try:
@@ -184,3 +184,7 @@ def intervals(
         axes.set(**options)
 
     return [Panel(draw, tuple(runs))]
+
+
+def _only_conditions(effects: Mapping[str, Effect]) -> list[tuple[str, Callable[[], Values]]]:
+    return [(label, values) for label, effect in effects.items() for values in effect.conditions.values()]

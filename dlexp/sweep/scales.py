@@ -33,7 +33,9 @@ def sweeps(experiment: Experiment, scale: str) -> Mapping[str, Sweep]:
     if inspect.signature(experiment.sweeps).parameters:
         return experiment.sweeps(scale)
     declared = experiment.sweeps()
-    return {"smoke": smoke, "cpu": dict, "gpu": gpu}[scale](declared)
+    if scale == "smoke":
+        return smoke(declared)
+    return gpu(declared) if scale == "gpu" else declared
 
 
 def smoke(declared: Mapping[str, Sweep]) -> dict[str, Sweep]:
