@@ -71,10 +71,11 @@ class Measure:
         varied = [_options(name, value) for name, value in axes.items() if _is_several(value)]
         varied = [cases, *varied] if cases is not None else varied
         conditions: dict[Labels | str, Callable[[], Values]] = {}
-        for (title, table), *options in product(tables_of(source, sweep).items(), *(each.items() for each in varied)):
-            labels = tuple(filter(None, [title, *(name for name, _ in options)]))
-            case = fixed | {name: value for _, chosen in options for name, value in chosen.items()}
-            conditions[labels] = partial(self._measured, table, case)
+        for title, table in tables_of(source, sweep).items():
+            for options in product(*(each.items() for each in varied)):
+                labels = tuple(filter(None, [title, *(name for name, _ in options)]))
+                case = fixed | {name: value for _, chosen in options for name, value in chosen.items()}
+                conditions[labels] = partial(self._measured, table, case)
         return Effect(self.words, conditions, {name: f"{spoken(name)} {_shown(v)}" for name, v in fixed.items()})
 
     def _measured(self, table: Callable[[], Table], case: Mapping[str, Any]) -> Values:

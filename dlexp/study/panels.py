@@ -41,7 +41,7 @@ def side_by_side(
 ) -> Figure:
     """Returns the figure of some panels, with a note that counts runs, seeds and lost runs.
 
-    One legend stands below the figure where all panels have the same entries, else one in each panel.
+    One legend stands below the figure where all panels that have entries have the same ones, else one in each panel.
 
     Args:
       panels: panels, or lists of them as `lines` returns.
@@ -76,13 +76,13 @@ def side_by_side(
 
 def _shared_legend(figure: Figure, panels: Sequence[Axes], text: str) -> bool:
     """Whether one legend below the figure serves all panels; draws it, or one in each panel."""
-    labels = [axes.get_legend_handles_labels()[1] for axes in panels]
-    if len(panels) > 1 and labels[0] and all(each == labels[0] for each in labels):
-        style.legend_below(figure, panels[0], text)
+    labelled = [axes for axes in panels if axes.get_legend_handles_labels()[1]]
+    entries = [axes.get_legend_handles_labels()[1] for axes in labelled]
+    if len(panels) > 1 and len(labelled) > 1 and all(each == entries[0] for each in entries):
+        style.legend_below(figure, labelled[0], text)
         return True
-    for axes, own in zip(panels, labels, strict=True):
-        if own:
-            axes.legend(fontsize=9)
+    for axes in labelled:
+        axes.legend(fontsize=9)
     return False
 
 

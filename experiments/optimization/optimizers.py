@@ -100,7 +100,14 @@ def _draw_bands(axes: Axes, table: Table) -> None:
             band = statistics.good_band(_by_rate(table.select(optimizer=name), "validation/accuracy").mean(), BAND)
             axes.plot([band.low, band.high], [-place, -place], color=color, linewidth=5, solid_capstyle="butt")
             axes.plot(band.best, -place, marker="o", color="white", markeredgecolor=color)
-    axes.set(xscale="log", xlim=(5e-5, 20), xlabel="learning rate", yticks=[], ylabel="good band")
+    axes.set(
+        xscale="log",
+        xlim=(5e-5, 20),
+        xlabel="learning rate",
+        yticks=[],
+        ylabel="good band",
+        ylim=(-len(OPTIMIZERS) + 0.4, 0.6),
+    )
 
 
 def loss_curves(results: Results) -> Figure:
@@ -159,7 +166,10 @@ def _good(runs: Table) -> pd.DataFrame:
 @measure(f"share of the rates from {LOW:g} to {HIGH:g} whose validation accuracy is within {BAND:g} of the best mean")
 def _good_share(runs: Table) -> np.ndarray:
     good = _good(runs)
-    return good.loc[:, (good.columns > 0.999 * LOW) & (good.columns < 1.001 * HIGH)].mean(axis=1).to_numpy()
+    inside = (good.columns > 0.999 * LOW) & (good.columns < 1.001 * HIGH)
+    if not inside.any():
+        raise NotMeasuredError(f"the grid has no rate from {LOW:g} to {HIGH:g}")
+    return good.loc[:, inside].mean(axis=1).to_numpy()
 
 
 @measure(f"decades of rates whose validation accuracy is within {BAND:g} of the best mean")
