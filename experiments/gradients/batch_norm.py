@@ -17,10 +17,10 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from dlexp import analysis, cli, learner, losses, models, optim, plots
+from dlexp import analysis, cli, learners, losses, models, optim, plots
 from dlexp.claims import Claim, each, judge
 from dlexp.data import mnist1d
-from dlexp.propagation import propagation
+from dlexp.learners.propagation import propagation
 from dlexp.results import Results, Table
 from dlexp.sweep import geomspace, grid
 from dlexp.theory import mean_field
@@ -45,7 +45,7 @@ def network(config: Config, num_steps: int) -> Learner:
         placement="after" if placement == "after" else "before",
     )
     batch_size = config.get("batch_size", 64)
-    return learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), mnist1d.load(), batch_size=batch_size)
+    return learners.supervised(model, losses.softmax_cross_entropy, optim.sgd(), mnist1d.load(), batch_size=batch_size)
 
 
 def untrained(config: Config, num_steps: int) -> Learner:
