@@ -401,13 +401,13 @@ def test_a_notebook_with_the_backend_up_takes_the_devices_there_are(tmp_path):
 
 
 _SMALL_IN_FULL = """
-from dlexp import learner, losses, models, optim
+from dlexp import learners, losses, models, optim
 from dlexp.data import bundled
 from dlexp.sweep import grid
 from dlexp.types import Experiment, Sweep
 def make(config, num_steps):
     model = models.mlp(width=8, num_layers=2, num_outputs=10)
-    return learner.supervised(model, losses.softmax_cross_entropy, optim.adam(), bundled.load(), batch_size=16)
+    return learners.supervised(model, losses.softmax_cross_entropy, optim.adam(), bundled.load(), batch_size=16)
 GRID = grid(hyper={"learning_rate": (.1, .01)}, seeds=2)
 SMALL = Experiment("tests.note", 1, "?", lambda scale: {"main": Sweep(GRID, make, 20, 2)})
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from itertools import product
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlexp import choices, learner, losses, models, optim, xla
+from dlexp import choices, learners, losses, models, optim, xla
 from dlexp.data import Dataset, bundled, mnist1d
 from dlexp.models import convolutional, initializers, layers, lowerings, perceptron, winograd
 from dlexp.sweep import cost, grid
@@ -17,6 +18,8 @@ from dlexp.sweep.grids import Run
 from dlexp.sweep.plan import full_hyper
 from dlexp.types import Model, Range
 from tests.conftest import finished, metric
+
+supervised = importlib.import_module("dlexp.learners.supervised")  # the module, not the function of that name
 
 KEY = jax.random.key(0)
 
@@ -293,7 +296,7 @@ def test_zeros_and_constant_initializers_are_what_they_say():
 
 def test_constant_initialization_keeps_hidden_units_identical_for_ever():
     model = models.mlp(width=16, num_layers=3, num_outputs=10, activation="tanh", initializer="constant")
-    made = learner.supervised(model, losses.softmax_cross_entropy, optim.adam(), bundled.load("digits"), batch_size=32)
+    made = learners.supervised(model, losses.softmax_cross_entropy, optim.adam(), bundled.load("digits"), batch_size=32)
     hyper = full_hyper(made, Run({}, {"learning_rate": 0.01, "init_scale": 0.1}, 0))
     state = made.init(KEY, hyper, made.data)
     update = jax.jit(made.step)
@@ -412,7 +415,7 @@ def test_both_dropout_conventions_are_one_network_up_to_the_next_layers_weights(
     )
     data = bundled.load("digits")
     inputs = data.test.inputs[:50]
-    made = learner.supervised(inverted, losses.softmax_cross_entropy, optim.adam(), data, batch_size=32)
+    made = learners.supervised(inverted, losses.softmax_cross_entropy, optim.adam(), data, batch_size=32)
     hyper = full_hyper(made, Run({}, {"learning_rate": 0.01, "dropout_rate": rate}, 0))
     state, update = made.init(KEY, hyper, made.data), jax.jit(made.step)
     for step in range(100):
@@ -441,7 +444,7 @@ def test_the_rate_of_dropout_is_swept(devices):
     def make_learner(config, num_steps):
         model = models.mlp(width=16, num_layers=2, num_outputs=10, dropout="inverted")
         data = bundled.load("digits")
-        return learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=16)
+        return learners.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=16)
 
     sweep = grid(hyper={"learning_rate": (0.1,), "dropout_rate": (0.0, 0.5)})
     rows = finished(sweep, devices, make_learner=make_learner)
@@ -474,7 +477,7 @@ def test_logistic_regression_reaches_its_accuracy_on_mnist1d(devices):
     def make_learner(config, num_steps):
         model = models.mlp(width=1, num_layers=1, num_outputs=10)
         data = mnist1d.load()
-        return learner.supervised(
+        return learners.supervised(
             model,
             losses.softmax_cross_entropy,
             optim.momentum(),
@@ -506,7 +509,7 @@ def test_a_block_of_ones_own_may_sweep_what_it_reads(devices):
     def make_learner(config, num_steps):
         model = models.mlp(width=8, num_layers=3, num_outputs=10, block=block, hyper={"gain": Range(0.0)})
         data = bundled.load("digits")
-        return learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=16)
+        return learners.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=16)
 
     sweep = grid(hyper={"learning_rate": (0.1,), "gain": (0.0, 1.0)})
     rows = finished(sweep, devices, make_learner=make_learner, num_steps=2)
@@ -536,7 +539,7 @@ def test_batches_larger_than_the_training_set_are_refused():
     data = bundled.load("iris")
     model = models.mlp(width=4, num_layers=2, num_outputs=3)
     with pytest.raises(ValueError, match=r"batch_size must be in \[1, 90\]"):
-        learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=91)
+        learners.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=91)
 
 
 def test_a_recurrent_network_is_its_recursion():
@@ -599,7 +602,7 @@ def test_a_swept_training_size_is_the_same_as_a_smaller_data_set(devices):
         def make_learner(config, num_steps):
             model = models.mlp(width=8, num_layers=2, num_outputs=10)
             tx, loss = optim.sgd(), losses.softmax_cross_entropy
-            return learner.supervised(model, loss, tx, data, batch_size=16, sweep_num_train=sweep)
+            return learners.supervised(model, loss, tx, data, batch_size=16, sweep_num_train=sweep)
 
         return make_learner
 
@@ -697,13 +700,13 @@ def small_cnn(wrap=lambda model: model, **options):
     model = wrap(models.cnn(input_shape=(8, 8, 1), conv_layers=conv, num_outputs=10, **options))
     data = jax.tree.map(jnp.asarray, bundled.load("digits"))
     data = Dataset(data.train._replace(inputs=data.train.inputs.reshape(-1, 8, 8)))
-    return learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=16)
+    return learners.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=16)
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="batches are cut for a CPU's caches")
 @pytest.mark.usefixtures("x64")
 def test_a_batch_in_quarters_makes_the_step_of_the_whole(monkeypatch):
-    monkeypatch.setattr(learner, "_MANY", 0)
+    monkeypatch.setattr(supervised, "_MANY", 0)
     each = small_cnn()
     hyper = {**{name: legal.default for name, legal in each.hyper.items()}, "learning_rate": 0.1}
     state = each.init(KEY, hyper, each.data)
@@ -729,7 +732,7 @@ def test_a_batch_in_quarters_makes_the_step_of_the_whole(monkeypatch):
 def test_batches_of_many_numbers_are_cut_where_no_example_sees_another(
     monkeypatch, wrap, normalization, many, may_be_cut
 ):
-    monkeypatch.setattr(learner, "_MANY", many)
+    monkeypatch.setattr(supervised, "_MANY", many)
     each = small_cnn(wrap, normalization=normalization)
     hyper = {name: legal.default or 0 for name, legal in each.hyper.items()}
     with choices.asked() as asked:

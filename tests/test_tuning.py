@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dlexp import api, choices, learner, losses, models, optim, report, training, xla
+from dlexp import api, choices, learners, losses, models, optim, report, training, xla
 from dlexp.data import Dataset, bundled
 from dlexp.models import ConvLayer, perceptron
 from dlexp.results import load
@@ -50,7 +50,7 @@ def network(kind):
 def plan_of(kind, devices, *, num_steps=20, num_evals=2):
     def make_learner(config, num_steps):
         data = Dataset(bundled.load("digits").train)
-        return learner.supervised(
+        return learners.supervised(
             network(kind),
             losses.softmax_cross_entropy,
             optim.adam(),

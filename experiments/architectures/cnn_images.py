@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from dlexp import analysis, cli, learner, losses, models, optim, plots
+from dlexp import analysis, cli, learners, losses, models, optim, plots
 from dlexp.claims import Claim, each, judge
 from dlexp.data import Dataset, Split, bundled, idx
 from dlexp.models import ConvLayer
@@ -52,11 +52,11 @@ def network(config: Config, num_steps: int) -> Learner:
     name, kind = config["data"], config["network"]
     data = images(name)
     model = models.shifted(models.standardised(_network(name, kind), **_moments(name)))
-    trained = learner.supervised(
+    trained = learners.supervised(
         model, losses.softmax_cross_entropy, optim.adam(), data, batch_size=50, sweep_num_train=True
     )
 
-    def evaluate(key: Key, hyper: Hyper, data: Dataset, state: learner.State) -> Metrics:
+    def evaluate(key: Key, hyper: Hyper, data: Dataset, state: learners.State) -> Metrics:
         measured = dict(trained.evaluate(key, hyper, data, state))
         if kind == "cnn":
             measured["filters/first"] = jnp.squeeze(state.params["Conv_0"]["kernel"], axis=2)

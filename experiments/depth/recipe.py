@@ -22,7 +22,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dlexp import analysis, cli, learner, losses, models, optim, plots
+from dlexp import analysis, cli, learners, losses, models, optim, plots
 from dlexp.claims import Claim, each, judge
 from dlexp.data import bundled, mnist1d
 from dlexp.results import NotMeasuredError, Results, Table
@@ -44,7 +44,7 @@ def network(config: Config, num_steps: int) -> Learner:
     """A plain ReLU perceptron, trained by AdamW."""
     model = models.mlp(width=config["width"], num_layers=config["num_layers"], num_outputs=10)
     data = {"mnist1d": mnist1d.load, "digits": bundled.load}[config["data"]]()
-    return learner.supervised(model, losses.softmax_cross_entropy, optim.adamw(), data, batch_size=100)
+    return learners.supervised(model, losses.softmax_cross_entropy, optim.adamw(), data, batch_size=100)
 
 
 def sweeps(scale: str) -> dict[str, Sweep]:

@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 
 from dlexp import analysis, cli, models, optim, plots
 from dlexp.claims import Claim, each, judge
-from dlexp.learner import State
+from dlexp.learners import State
 from dlexp.results import Results, Table
 from dlexp.sweep import grid
 from dlexp.theory import counting

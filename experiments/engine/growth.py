@@ -32,7 +32,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from dlexp import analysis, cli, learner, losses, models, optim, plots
+from dlexp import analysis, cli, learners, losses, models, optim, plots
 from dlexp.claims import Claim, each, judge
 from dlexp.data import bundled
 from dlexp.results import NotMeasuredError, Results
@@ -49,7 +49,7 @@ def tiny(num_runs: int) -> Experiment:
 
     def make_learner(config: Config, num_steps: int) -> Learner:
         model = models.mlp(width=4, num_layers=2, num_outputs=3)
-        return learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), bundled.load("iris"), batch_size=8)
+        return learners.supervised(model, losses.softmax_cross_entropy, optim.sgd(), bundled.load("iris"), batch_size=8)
 
     num_rates = min(100, num_runs)
     runs = grid(hyper={"learning_rate": geomspace(0.01, 1.0, num_rates)}, seeds=-(-num_runs // num_rates))
@@ -130,7 +130,7 @@ def compiling(config: Config, num_steps: int) -> Measurement:
 
     model = models.mlp(width=64, num_layers=config["num_layers"], num_outputs=10, activation="tanh")
     data = bundled.load("digits")
-    deep = learner.supervised(model, losses.softmax_cross_entropy, optim.adam(), data, batch_size=64)
+    deep = learners.supervised(model, losses.softmax_cross_entropy, optim.adam(), data, batch_size=64)
 
     def measure(hyper: Mapping[str, float], seed: int) -> dict[str, Any]:
         devices = machine.start_devices()

@@ -21,7 +21,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dlexp import cli, learner, losses, models, optim
+from dlexp import cli, learners, losses, models, optim
 from dlexp.data import bundled, mnist1d
 from dlexp.results import NotMeasuredError, Results, Table
 from dlexp.study import (
@@ -56,14 +56,14 @@ def mnist1d_learner(config: Config, num_steps: int) -> Learner:
     """The MNIST-1D authors' perceptron: 40-100-100-10, the second hidden layer residual, 15,210 parameters."""
     model = models.mlp(width=100, num_layers=3, num_outputs=10, residual=True)
     tx = optim.from_name(config["optimizer"])
-    return learner.supervised(model, losses.softmax_cross_entropy, tx, mnist1d.load(), batch_size=100)
+    return learners.supervised(model, losses.softmax_cross_entropy, tx, mnist1d.load(), batch_size=100)
 
 
 def digits_learner(config: Config, num_steps: int) -> Learner:
     """64-64-64-10 on scikit-learn's digits."""
     model = models.mlp(width=64, num_layers=3, num_outputs=10)
     tx = optim.from_name(config["optimizer"])
-    return learner.supervised(model, losses.softmax_cross_entropy, tx, bundled.load("digits"), batch_size=64)
+    return learners.supervised(model, losses.softmax_cross_entropy, tx, bundled.load("digits"), batch_size=64)
 
 
 def sweeps() -> dict[str, Sweep]:

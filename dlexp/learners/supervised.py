@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from dlexp import choices, losses
-from dlexp.data import Dataset, Split
+from dlexp.data import Dataset
+from dlexp.learners import checks
 from dlexp.optim import Optimizer, take_step
 from dlexp.types import Hyper, Key, Learner, Metrics, Model, PyTree, Range
 
-Loss = Callable[[jax.Array, jax.Array], jax.Array]
+Loss = Callable[[Any, Any], jax.Array]  # (outputs, labels) -> one value per example, or more of them
 
 _MANY = 2**15  # numbers in a batch: the layers of so many leave a CPU's caches
 
@@ -42,49 +43,52 @@ def supervised(
     batch_size: int | None,
     num_train_evaluated: int = 1000,
     sweep_num_train: bool = False,
-    metrics: Callable[[jax.Array, jax.Array], Metrics] | None = None,
+    metrics: Mapping[str, Loss] | None = None,
 ) -> Learner:
     """Returns the learner that minimises the mean loss of random batches.
 
-    A batch is drawn with replacement, by the seed and the step alone, so runs of one seed see the same batches at
-    every hyperparameter value. Metrics: `batch/loss` from the steps; `SPLIT/loss` of each split, and
-    `SPLIT/accuracy` where the labels are integers.
+    Inputs and labels are arrays, or pytrees of arrays (a graph's nodes and edges, a sequence and its length), whose
+    first axis counts the examples. A batch is drawn with replacement, by the seed and the step alone, so runs of one
+    seed see the same batches at every hyperparameter value. Metrics: `batch/loss` from the steps; `SPLIT/loss` and
+    `SPLIT/NAME` of each split, each the mean over the split.
 
     Args:
       model: the network.
-      loss: `(outputs, labels) -> [batch]`, one value per example.
+      loss: `(outputs, labels) -> [batch]` or `[batch, ...]`, at least one value per example.
       optimizer: what the gradients go through.
       data: the splits; `train` is required.
       batch_size: examples a step; None is the whole training set, in order.
       num_train_evaluated: how many of the first training rows `train/...` is measured on.
       sweep_num_train: whether the size of the training set is swept, as `num_train`: its first rows are drawn from
         and evaluated on, the others are not there. Default all of them.
-      metrics: `(outputs, labels) -> {name: [batch]}`, more of them, averaged over each split.
+      metrics: name -> `(outputs, labels) -> [batch]` or `[batch, ...]`, measured beside the loss. Default: accuracy
+        where the labels are classes (`losses.are_classes`), else nothing.
 
     Raises:
-      ValueError: where a swept name means two things, or the batch is larger than the training set.
+      ValueError: where a swept name means two things; the batch is larger than the training set; a split is empty or
+        holds other numbers of inputs and labels, labels that are no class of the outputs, or numbers that are not
+        finite in the precision of the program; or the loss does not fit the outputs.
+      TypeError: where the data are no arrays.
     """
-    num_train = len(data.train.inputs)
-    if batch_size is not None and not 1 <= batch_size <= num_train:
-        raise ValueError(
-            f"supervised: batch_size must be in [1, {num_train}] (the training set) or None for all of it, "
-            f"got {batch_size}"
-        )
+    checks.check_dataset("supervised", data)
+    num_train = checks.num_examples(data.train)
+    _check_numbers(num_train, batch_size, num_train_evaluated, sweep_num_train)
     shared = model.hyper.keys() & optimizer.hyper.keys()
-    if sweep_num_train and batch_size is None:
-        raise ValueError("supervised: sweep_num_train needs a batch_size; the whole set has a fixed shape")
     if shared:
         raise ValueError(f"supervised: model and optimizer both read {sorted(shared)}; rename one of them")
+    measures = {"loss": loss, **(metrics or {})}
+    checks.check_outputs("supervised", model, measures, data)
 
     def init(key: Key, hyper: Hyper, data: Dataset) -> State:
-        variables = model.init(key, hyper, data.train.inputs[:1])
+        variables = model.init(key, hyper, _first_rows(data.train.inputs, 1))
         params, rest = _split_params(variables)
         return State(params, rest, optimizer.make_tx(hyper).init(params))
 
     def update(drawn: Drawn, hyper: Hyper, data: Dataset, state: State) -> tuple[State, Metrics]:
-        inputs, labels = data.train if drawn.rows is None else (array[drawn.rows] for array in data.train)
+        rows = drawn.rows
+        inputs, labels = data.train if rows is None else jax.tree.map(lambda array: array[rows], data.train)
 
-        def batch_loss(params: PyTree, inputs: jax.Array, labels: jax.Array) -> tuple[jax.Array, PyTree]:
+        def batch_loss(params: PyTree, inputs: PyTree, labels: PyTree) -> tuple[jax.Array, PyTree]:
             variables = {"params": params, **state.rest}
             outputs, variables = model.apply(variables, hyper, inputs, key=drawn.model_key, train=True)
             return loss(outputs, labels).mean(), _split_params(variables)[1]
@@ -94,17 +98,16 @@ def supervised(
         return State(params, rest, opt_state), {"batch/loss": value}
 
     def evaluate(key: Key, hyper: Hyper, data: Dataset, state: State) -> Metrics:
+        variables = {"params": state.params, **state.rest}
         measured: dict[str, jax.Array] = {}
         for name, split in data._asdict().items():
             if split is None:
                 continue
-            if name == "train":
-                split = Split(*(array[:num_train_evaluated] for array in split))
-            variables = {"params": state.params, **state.rest}
-            outputs, _ = model.apply(variables, hyper, split.inputs, key=key, train=False)
-            values = _example_metrics(loss, metrics, outputs, split.labels)
-            there = _there(len(split.inputs), hyper.get("num_train") if name == "train" else None)
-            measured |= {f"{name}/{metric}": jnp.mean(value, where=there) for metric, value in values.items()}
+            num_train = hyper.get("num_train") if name == "train" else None
+            inputs, labels = _first_rows(split, num_train_evaluated) if name == "train" else split
+            outputs, _ = model.apply(variables, hyper, inputs, key=key, train=False)
+            for metric, measure in _with_accuracy(measures, metrics is None, outputs, labels).items():
+                measured[f"{name}/{metric}"] = _mean_over_first(measure(outputs, labels), num_train)
         return measured
 
     swept = {**model.hyper, **optimizer.hyper}
@@ -113,21 +116,35 @@ def supervised(
     return Learner(data, swept, init, update, evaluate, _draw_of(batch_size))
 
 
+def _check_numbers(num_train: int, batch_size: int | None, num_train_evaluated: int, sweep_num_train: bool) -> None:
+    if batch_size is not None and not 1 <= batch_size <= num_train:
+        raise ValueError(
+            f"supervised: batch_size must be in [1, {num_train}] (the training set) or None for all of it, "
+            f"got {batch_size}"
+        )
+    if num_train_evaluated < 1:
+        raise ValueError(f"supervised: num_train_evaluated must be at least 1, got {num_train_evaluated}")
+    if sweep_num_train and batch_size is None:
+        raise ValueError("supervised: sweep_num_train needs a batch_size; the whole set has a fixed shape")
+
+
 def _draw_of(batch_size: int | None) -> Callable[[Key, Hyper, Dataset], Drawn]:
     def draw(key: Key, hyper: Hyper, data: Dataset) -> Drawn:
         batch_key, model_key = jax.random.split(key)
         if batch_size is None:
             return Drawn(None, model_key)
-        num_train = hyper.get("num_train", len(data.train.inputs))
+        num_train = hyper.get("num_train", checks.num_examples(data.train))
         return Drawn(jax.random.randint(batch_key, (batch_size,), 0, num_train), model_key)
 
     return draw
 
 
-def _gradient(model: Model, batch_loss: Callable[..., PyTree], inputs: jax.Array) -> Callable[..., PyTree]:
+def _gradient(model: Model, batch_loss: Callable[..., PyTree], inputs: PyTree) -> Callable[..., PyTree]:
     """Value and gradient; in quarters where the batch is large, may be cut, and that was chosen."""
     gradient = jax.value_and_grad(batch_loss, has_aux=True)
-    is_large = jax.default_backend() == "cpu" and inputs.size >= _MANY and len(inputs) % 4 == 0
+    arrays = jax.tree.leaves(inputs)
+    may_be_cut = jax.default_backend() == "cpu" and len(arrays[0]) % 4 == 0
+    is_large = may_be_cut and sum(array.size for array in arrays) >= _MANY
     if model.is_separable and is_large and choices.choose("batch", ("whole", "quarters")) == "quarters":
         return _in_quarters(gradient)
     return gradient
@@ -139,13 +156,13 @@ def _in_quarters(gradient: Callable[..., PyTree]) -> Callable[..., PyTree]:
     Measured on a CPU: networks on images of 28 x 28 train 1.06 times as fast; of 8 x 8, timed in turn, 0.99 times.
     """
 
-    def mean(params: PyTree, *batch: jax.Array) -> PyTree:
-        quarters = [array.reshape(4, -1, *array.shape[1:]) for array in batch]
+    def mean(params: PyTree, *batch: PyTree) -> PyTree:
+        quarters = jax.tree.map(lambda array: array.reshape(4, -1, *array.shape[1:]), batch)
 
-        def add(total: PyTree, quarter: list[jax.Array]) -> tuple[PyTree, None]:
+        def add(total: PyTree, quarter: tuple[PyTree, ...]) -> tuple[PyTree, None]:
             return jax.tree.map(jnp.add, total, gradient(params, *quarter)), None
 
-        one = jax.eval_shape(gradient, params, *(array[0] for array in quarters))
+        one = jax.eval_shape(gradient, params, *jax.tree.map(lambda array: array[0], quarters))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), one)
         total, _ = jax.lax.scan(add, zeros, quarters)
         return jax.tree.map(lambda leaf: leaf / 4, total)
@@ -158,13 +175,19 @@ def _split_params(variables: PyTree) -> tuple[PyTree, dict[str, Any]]:
     return rest.pop("params"), rest
 
 
-def _there(num_rows: int, num_train: jax.Array | None) -> jax.Array | None:
-    """Which rows the training set has, None for all."""
-    return None if num_train is None else jnp.arange(num_rows) < num_train
+def _first_rows(tree: PyTree, num_rows: int) -> PyTree:
+    return jax.tree.map(lambda array: array[:num_rows], tree)
 
 
-def _example_metrics(loss: Loss, metrics: Any, outputs: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-    values = {"loss": loss(outputs, labels)}
-    if jnp.issubdtype(labels.dtype, jnp.integer):
-        values["accuracy"] = losses.accuracy(outputs, labels)
-    return values | dict(metrics(outputs, labels) if metrics else {})
+def _mean_over_first(values: jax.Array, num_rows: jax.Array | None) -> jax.Array:
+    """The mean of values `[example, ...]` over the first rows; None for all."""
+    if num_rows is None:
+        return jnp.mean(values)
+    is_counted = jnp.arange(len(values)) < num_rows
+    return jnp.mean(values, where=is_counted.reshape(-1, *[1] * (values.ndim - 1)))
+
+
+def _with_accuracy(measures: Mapping[str, Loss], is_default: bool, outputs: Any, labels: Any) -> Mapping[str, Loss]:
+    if is_default and losses.are_classes(outputs, labels):
+        return {**measures, "accuracy": losses.accuracy}
+    return measures

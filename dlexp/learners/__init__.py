@@ -1,0 +1,6 @@
+"""What one run does, as pure functions: learners from examples, from a function, from two players, in phases."""
+
+from dlexp.learners.propagation import propagation
+from dlexp.learners.supervised import State, supervised
+
+__all__ = ["State", "propagation", "supervised"]
