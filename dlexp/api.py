@@ -223,7 +223,7 @@ def train_again(plans: Mapping[str, Plan], run_id: str) -> dict[str, np.ndarray]
 
     machine.enable_compile_cache()
     chosen = plan_with(plans, run_id)
-    events = engine.train(chosen, machine.start_devices(), done=_Others(run_id))
+    events = engine.train(chosen, machine.start_devices(), chosen.missing(_Others(run_id)))
     finished = next(event for event in events if isinstance(event, engine.Finished))
     return {name: values[0] for name, values in finished.metrics.items()}
 

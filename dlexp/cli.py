@@ -193,7 +193,7 @@ def _check_combination(values: dict[str, Any]) -> None:
 
 
 def _choices(values: dict[str, Any]) -> dict[str, Any]:
-    from dlexp.sweep.grids import parse_axis
+    from dlexp.sweep.axes import parse_axis
 
     axes = {}
     for text in values["axis"]:

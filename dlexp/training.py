@@ -152,13 +152,10 @@ class _Sweep:
         self._kept_at, self._paces = time.monotonic(), dict[int, Pace]()
         machine.enable_compile_cache()
         self._devices = machine.start_devices()
-        self._done = self._saved()
-        self._num_missing = [self._count_missing(group) for group in plan.groups]
-
-    def _count_missing(self, group: Group) -> int:
-        if not self._done:
-            return group.num_runs  # no ids need be made
-        return sum(1 for name, _ in self._plan.runs(group) if name not in self._done)
+        done = self._saved()
+        self._missing = plan.missing(done) if done else None  # None for all: no ids need be made
+        whole = [group.num_runs for group in plan.groups]
+        self._num_missing = whole if self._missing is None else [int(each.sum()) for each in self._missing]
 
     def is_missing_any(self) -> bool:
         """Whether there is anything to train; says so where there is not."""
@@ -185,7 +182,7 @@ class _Sweep:
         num_done = self._plan.num_runs - sum(self._num_missing)
         display = Display(self._console, identity.sweep, self._plan.num_runs, num_done, sweep.num_steps)
         with display, self._writer:
-            for event in engine.train(self._plan, self._devices, self._done, self._resume):
+            for event in engine.train(self._plan, self._devices, self._missing, self._resume):
                 self._handle(event, display, provenance)
         trained = time.perf_counter()
         checkpoint.discard(self._folder)
