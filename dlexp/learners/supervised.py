@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from dlexp import choices, losses
 from dlexp.data import Dataset
 from dlexp.learners import checks
+from dlexp.learners.batches import Batch
 from dlexp.optim import Optimizer, take_step
 from dlexp.types import Hyper, Key, Learner, Metrics, Model, PyTree, Range
 
@@ -25,13 +26,6 @@ class State(NamedTuple):
     params: PyTree
     rest: PyTree
     opt_state: PyTree
-
-
-class Drawn(NamedTuple):
-    """What chance decides in one step: the rows of the batch (None for all, in order), and a key for the model."""
-
-    rows: jax.Array | None
-    model_key: Key
 
 
 def supervised(
@@ -84,13 +78,12 @@ def supervised(
         params, rest = _split_params(variables)
         return State(params, rest, optimizer.make_tx(hyper).init(params))
 
-    def update(drawn: Drawn, hyper: Hyper, data: Dataset, state: State) -> tuple[State, Metrics]:
-        rows = drawn.rows
-        inputs, labels = data.train if rows is None else jax.tree.map(lambda array: array[rows], data.train)
+    def update(drawn: Batch, hyper: Hyper, data: Dataset, state: State) -> tuple[State, Metrics]:
+        inputs, labels = drawn.of(data.train)
 
         def batch_loss(params: PyTree, inputs: PyTree, labels: PyTree) -> tuple[jax.Array, PyTree]:
             variables = {"params": params, **state.rest}
-            outputs, variables = model.apply(variables, hyper, inputs, key=drawn.model_key, train=True)
+            outputs, variables = model.apply(variables, hyper, inputs, key=drawn.key, train=True)
             return loss(outputs, labels).mean(), _split_params(variables)[1]
 
         (value, rest), grads = _gradient(model, batch_loss, inputs)(state.params, inputs, labels)
@@ -128,13 +121,13 @@ def _check_numbers(num_train: int, batch_size: int | None, num_train_evaluated: 
         raise ValueError("supervised: sweep_num_train needs a batch_size; the whole set has a fixed shape")
 
 
-def _draw_of(batch_size: int | None) -> Callable[[Key, Hyper, Dataset], Drawn]:
-    def draw(key: Key, hyper: Hyper, data: Dataset) -> Drawn:
+def _draw_of(batch_size: int | None) -> Callable[[Key, Hyper, Dataset], Batch]:
+    def draw(key: Key, hyper: Hyper, data: Dataset) -> Batch:
         batch_key, model_key = jax.random.split(key)
         if batch_size is None:
-            return Drawn(None, model_key)
+            return Batch(None, model_key)
         num_train = hyper.get("num_train", checks.num_examples(data.train))
-        return Drawn(jax.random.randint(batch_key, (batch_size,), 0, num_train), model_key)
+        return Batch(jax.random.randint(batch_key, (batch_size,), 0, num_train), model_key)
 
     return draw
 
