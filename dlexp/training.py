@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dlexp.choices import OWN, SHARED
 from dlexp.interrupt import deferred
+from dlexp.ops.choices import OWN, SHARED
 from dlexp.progress import Display, say
 from dlexp.results import checkpoint, folders, store, table
 from dlexp.results.files import ResultsError
@@ -91,7 +91,7 @@ def _with_layouts(plan: Plan, layouts: Mapping[str, Any], exactly: bool) -> Plan
 
 def _possible(layout: Layout, group: Group, exactly: bool) -> Layout:
     """Without what cannot be chosen here: what XLA can be told depends on the process."""
-    options = {**({"seed": (OWN, SHARED)} if exactly else {}), **group.open}
+    options = {**({"seed": (OWN, SHARED)} if exactly else {}), **group.choices}
     return layout._replace(choices=tuple(pair for pair in layout.choices if pair[1] in options.get(pair[0], ())))
 
 

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlexp import choices, xla
+from dlexp.ops import compiler
+from dlexp.ops.choices import OWN, SHARED, recording_choices
 from dlexp.sweep import cost, machine, pace
 from dlexp.sweep.grids import Family, Identity, Run, Runs
 from dlexp.sweep.pace import Layout, Measured
@@ -34,7 +35,7 @@ class Group(NamedTuple):
       learner: what a run does.
       runs: the grid's runs of this config, by number.
       layout: how its programs are made; fixed for the group.
-      open: choice -> the options that its networks and optimizers leave open.
+      choices: name -> the options that its networks and optimizers leave open.
       program: names what its programs compute, on these devices: groups of equal name are equally fast.
       measured: how fast it was here before, None where it was not.
       num_params: numbers in the learner's `params`.
@@ -54,7 +55,7 @@ class Group(NamedTuple):
     flops: float
     evaluation_flops: float = 0.0
     num_kept: int = 1
-    open: Mapping[str, tuple[str, ...]] = {}
+    choices: Mapping[str, tuple[str, ...]] = {}
     program: str = ""
     measured: Measured | None = None
     measure: Callable[..., Mapping[str, Any]] | None = None
@@ -213,18 +214,18 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
     hyper = {name: jax.ShapeDtypeStruct((), hyper_dtype(learner, name)) for name in sorted(learner.hyper)}
     data = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, placed_dtype(leaf)), learner.data)
     state = jax.eval_shape(learner.init, key, hyper, data)
-    with choices.asked() as asked:
+    with compiler.tracing_for(devices[0].platform), recording_choices() as recorded:
         traced = [
             cost.traced(function, key, hyper, data, state)
             for function in (learner.evaluate, learner.update and learner.step)
             if function
         ]
     costs = [cost.of(jaxpr) for jaxpr in traced]
-    left_open = {name: options for name, options in asked.items() if len(options) > 1}
+    left_open = {name: options for name, options in recorded.items() if len(options) > 1}
     width = _default_width(devices, state, data, costs, len(runs))
     default = Layout(width, choices=_usual_choices(left_open))
     if learner.update is not None and _can_share(runs.seeds_by_runs, min(width, _usual_width(devices)) * len(devices)):
-        left_open["seed"] = (choices.OWN, choices.SHARED)
+        left_open["seed"] = (OWN, SHARED)
     program = pace.name_of([*traced, sorted(left_open.items())], devices)  # with other options the fastest is another
     measured = pace.recall(program)
     group = Group(
@@ -294,7 +295,7 @@ def _default_width(devices: list[jax.Device], state: Any, data: Any, costs: list
 
 def _usual_choices(left_open: Collection[str]) -> tuple[tuple[str, str], ...]:
     """What is known better than by the first options: an update in one pass costs convolutions more than it gains."""
-    return (("optimizer", xla.PASSES),) if {"convolution", "optimizer"} <= set(left_open) else ()
+    return (("optimizer", compiler.PASSES),) if {"convolution", "optimizer"} <= set(left_open) else ()
 
 
 def _num_bytes_made(jaxpr: Any) -> int:

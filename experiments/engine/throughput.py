@@ -32,10 +32,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dlexp import choices, cli, plots, xla
+from dlexp import cli, plots
 from dlexp.claims import Claim, each, judge
 from dlexp.data import Dataset, Split, bundled, idx, mnist1d
 from dlexp.models import ConvLayer
+from dlexp.ops.choices import with_choices
 from dlexp.results import NotMeasuredError, Results, Table
 from dlexp.sweep import grid, tuning
 from dlexp.sweep.pace import Layout
@@ -130,7 +131,7 @@ def ready(name: str) -> Ready:
         rates[who](0.05)
         seconds[who] = time.perf_counter() - began
     bench = tuning.Bench(plan, plan.groups[0], devices)
-    with choices.made({"convolution": "patches", "optimizer": xla.PASSES}):
+    with with_choices({"convolution": "patches", "optimizer": "passes"}):
         (counted,) = work.plan(0, 2, EVERY).groups
     flops = counted.flops - counted.evaluation_flops  # that of step 0
     return Ready(rates, bench, _explicit(group), flops / EVERY, seconds)
@@ -149,9 +150,9 @@ def layouts(name: str) -> Iterator[Layout]:
     """
     platform = jax.local_devices()[0].platform
     (group,) = workload(name).plan(0, 1000, EVERY).groups
-    names = sorted(group.open)
+    names = sorted(group.choices)
     usual = dict(_explicit(group).choices)
-    for options in product(*(group.open[name] for name in names)):
+    for options in product(*(group.choices[name] for name in names)):
         way = tuple(zip(names, options, strict=True))
         lowering = dict(way).get("convolution")
         if lowering and dict(way) != usual | {"convolution": lowering}:
@@ -208,14 +209,14 @@ def _other_ways(name: str, layout: Layout) -> Iterator[Layout]:
     """The layout, and with each other option of what is open beside the lowering of convolutions."""
     yield layout
     (group,) = workload(name).plan(0, 1000, EVERY).groups
-    for choice in sorted(group.open.keys() - {"convolution"}):
-        for option in group.open[choice]:
+    for choice in sorted(group.choices.keys() - {"convolution"}):
+        for option in group.choices[choice]:
             yield layout._replace(choices=tuple(sorted((dict(layout.choices) | {choice: option}).items())))
 
 
 def _explicit(group: Group) -> Layout:
     """The group's layout with every choice said: what nobody chose is the first option."""
-    chosen = {name: options[0] for name, options in sorted(group.open.items())} | dict(group.layout.choices)
+    chosen = {name: options[0] for name, options in sorted(group.choices.items())} | dict(group.layout.choices)
     return group.layout._replace(choices=tuple(chosen.items()))
 
 
