@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dlexp import analysis
+from dlexp.results import strictjson
 from dlexp.results.table import NotMeasuredError
 
 Values = Sequence[float] | np.ndarray
@@ -125,12 +125,12 @@ def each(label: str, cases: Iterable, effect: Callable[..., Values]) -> dict[str
 
 def to_json(claims: Sequence[Claim]) -> str:
     """Returns the text of `claims.json`."""
-    return json.dumps([claim._asdict() for claim in claims], indent=1, ensure_ascii=False) + "\n"
+    return strictjson.dumps([claim._asdict() for claim in claims], indent=1, ensure_ascii=False) + "\n"
 
 
 def from_json(text: str) -> list[Claim]:
     """Returns the claims of `to_json`'s text."""
-    entries = json.loads(text)
+    entries = strictjson.loads(text)
     return [Claim(**{**entry, "interval": entry["interval"] and tuple(entry["interval"])}) for entry in entries]
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-RESERVED = frozenset(["run_id", "seed", "status", "nonfinite_at", "num_steps", "sweep"])
+RESERVED = frozenset(["run_id", "seed", "status", "nonfinite_at", "num_steps", "eval_steps", "sweep"])
 RESERVED |= frozenset(["place", "step", "mean", "low", "high", "num_seeds", "num_failed"])
 
 _MOST_VALUES, _MOST_SEEDS = 10**6, 10**7  # of one axis, whose values are held in memory
