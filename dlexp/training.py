@@ -15,7 +15,7 @@ import numpy as np
 from dlexp.interrupt import deferred
 from dlexp.ops.choices import OWN, SHARED
 from dlexp.progress import Display, say
-from dlexp.results import checkpoint, folders, store, table
+from dlexp.results import checkpoint, columns, folders, store, table
 from dlexp.results.files import ResultsError
 from dlexp.sweep import engine, machine, pace, tuning
 from dlexp.sweep.engine import Advanced, Compiling, Finished, Narrowed, Snapshot
@@ -148,11 +148,11 @@ class _Sweep:
 
     def __init__(self, plan: Plan, folder: Path, console: Console, stopping: Callable[[], bool]) -> None:
         self._plan, self._folder, self._console, self._stopping = plan, folder, console, stopping
-        self._writer = store.Writer(folder)
         self._kept_at, self._paces = time.monotonic(), dict[int, Pace]()
         machine.enable_compile_cache()
         self._devices = machine.start_devices()
         done = self._saved()
+        self._writer = store.Writer(folder, store.conform(folder, columns.of_grid(plan.sweep.grid)))
         self._missing = plan.missing(done) if done else None  # None for all: no ids need be made
         whole = [group.num_runs for group in plan.groups]
         self._num_missing = whole if self._missing is None else [int(each.sum()) for each in self._missing]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-RESERVED = frozenset(["run_id", "seed", "status", "nonfinite_at", "num_steps", "sweep"])
+RESERVED = frozenset(["run_id", "seed", "status", "nonfinite_at", "num_steps", "eval_steps", "sweep"])
 RESERVED |= frozenset(["place", "step", "mean", "low", "high", "num_seeds", "num_failed"])
 MAX_VALUES, MAX_SEEDS = 10**6, 10**7  # of one axis, whose values are held in memory
 _LARGEST = sys.float_info.max
