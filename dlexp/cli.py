@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from absl import flags
 from rich.console import Console
 
-from dlexp import api
+from dlexp import api, fingerprint
 from dlexp.progress import say
 from dlexp.results import folders
 from dlexp.results.files import ResultsError
@@ -79,7 +79,8 @@ def _run(experiment: Experiment, values: dict[str, Any], console: Console) -> in
     if values["run_id"] is not None:
         return _train_again(_as_saved(experiment, plans, values), values, console)
     folder = folders.folder_of(values["out"], experiment.name, values["scale"])
-    options = {"scale": values["scale"], "folder": folder, "fresh": values["fresh"], "console": console}
+    options = {name: values[name] for name in ("scale", "fresh", "accept")}
+    options |= {"folder": folder, "console": console}
     training.train(experiment, plans, **options)
     return _conclude(experiment, folder, console)
 
@@ -117,6 +118,8 @@ def _redraw(experiment: Experiment, values: dict[str, Any], console: Console) ->
     target = folders.folder_of(values["out"], experiment.name, values["scale"])
     if results.folder != target:
         say(console, f"drawn from the reference results in {results.folder}")
+    elif not values["accept"]:
+        fingerprint.check(experiment, experiment.sweeps(values["scale"]), values["scale"], results.manifest, target)
     for path in api.publish(experiment, results, folder=target, tell=lambda sentence: say(console, sentence)):
         say(console, str(path))
     return 0
@@ -127,8 +130,12 @@ def _as_saved(experiment: Experiment, plans: Mapping[str, Plan], values: dict[st
     from dlexp import training
 
     roots = (values["out"], api.REFERENCE)
-    manifests = (folders.read_manifest(folders.folder_of(root, experiment.name, values["scale"])) for root in roots)
-    return training.as_saved(plans, next(filter(None, manifests), {}), exactly=True)
+    own, reference = (folders.folder_of(root, experiment.name, values["scale"]) for root in roots)
+    manifest = folders.read_manifest(own) or {}
+    if not values["accept"]:
+        sweeps = {name: each.sweep for name, each in plans.items()}
+        fingerprint.check(experiment, sweeps, values["scale"], manifest, own)
+    return training.as_saved(plans, manifest or folders.read_manifest(reference) or {}, exactly=True)
 
 
 def _train_again(plans: Mapping[str, Plan], values: dict[str, Any], console: Console) -> int:
@@ -158,6 +165,7 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_boolean("plan", False, "show what would be trained, and train nothing", flag_values=values)
     flags.DEFINE_boolean("redraw", False, "draw from saved results, and train nothing", flag_values=values)
     flags.DEFINE_boolean("fresh", False, "drop the saved results and start over", flag_values=values)
+    flags.DEFINE_boolean("accept", False, "keep saved runs that were trained by other code", flag_values=values)
     flags.DEFINE_boolean("help", False, "show this text", short_name="h", flag_values=values)
     return values
 

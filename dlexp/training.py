@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dlexp import fingerprint
 from dlexp.choices import OWN, SHARED
 from dlexp.interrupt import deferred
 from dlexp.progress import Display, say
@@ -32,14 +33,22 @@ CHECKPOINT_SECONDS = 30.0  # between two states
 
 
 def train(
-    experiment: Experiment, plans: Mapping[str, Plan], *, scale: str, folder: Path, fresh: bool, console: Console
+    experiment: Experiment,
+    plans: Mapping[str, Plan],
+    *,
+    scale: str,
+    folder: Path,
+    fresh: bool,
+    console: Console,
+    accept: bool = False,
 ) -> None:
     """Trains every run of the plans that is not saved in the folder yet.
 
     The first SIGINT or SIGTERM ends it after the segment under way, with the state of the chunk kept.
 
     Raises:
-      ResultsError: where the folder cannot be used or is full, or a run does not fit into memory alone.
+      ResultsError: where the folder cannot be used or is full, its runs were trained by other code and nobody
+        accepts them, or a run does not fit into memory alone.
       KeyboardInterrupt: after a signal, once everything is saved.
     """
     dropped = tuple(plans) if fresh else ()
@@ -47,6 +56,9 @@ def train(
         num_files = len(list((folder / name).glob("*.parquet")))
         say(console, f"--fresh drops {folder / name} with {num_files} files of runs")
     with folders.claimed(folder, experiment.name, experiment.version, drop=dropped) as manifest:
+        sweeps = {name: each.sweep for name, each in plans.items()}
+        if not accept:
+            fingerprint.check(experiment, sweeps, scale, manifest, folder)
         plans = as_saved(plans, manifest)
         manifest = _declared(experiment, plans, scale, manifest)
         try:
@@ -132,6 +144,7 @@ def _declared(
             "blocks": table.describe(each.sweep.grid),
             "layouts": _saved_layouts(manifest, name),
             "seconds": sweeps.get(name, {}).get("seconds", 0.0),
+            "code": fingerprint.code_of(each.sweep),
         }
     return {
         **manifest,

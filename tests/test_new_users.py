@@ -1,0 +1,158 @@
+"""What people do who write their first experiment from the README alone, and what they are told."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import linecache
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from dlexp import fingerprint
+from dlexp.results import folders
+from tests.test_cli import main
+
+FILE = '''
+"""Does it run?"""
+from dlexp import learner, losses, models, optim
+from dlexp.data import bundled
+from dlexp.sweep import grid
+from dlexp.types import Experiment, Sweep
+
+RATES = (0.01, 0.1)
+WIDTH = 8
+COLOR = "red"
+
+def network():
+    return models.mlp(width=WIDTH, num_layers=2, num_outputs=10)
+
+def make_learner(config, num_steps):
+    return learner.supervised(
+        network(), losses.softmax_cross_entropy, optim.adam(), bundled.load("digits"), batch_size=16
+    )
+
+def sweeps(scale):
+    return {"main": Sweep(grid(hyper={"learning_rate": RATES}, seeds=2), make_learner, 20, 2)}
+
+def figures(results):
+    from matplotlib.figure import Figure
+    return {"drawn": Figure(facecolor=COLOR)}
+
+EXPERIMENT = Experiment("tests.own", 1, __doc__.strip(), sweeps, figures)
+'''
+
+
+def experiment_of(path: Path, text: str):
+    """Writes a file and imports it, as a script of the user's."""
+    path.write_text(text)
+    linecache.checkcache(str(path))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module.EXPERIMENT
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Writes a text to a file, runs it with flags, and returns exit status, words, and words said as an error."""
+
+    def runs(text, *flags, name="own_file.py"):
+        return main(*flags, experiment=experiment_of(tmp_path / name, text), out=tmp_path / "runs")
+
+    return runs
+
+
+def changed(*pairs):
+    text = FILE
+    for old, new in pairs:
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+def test_runs_that_other_code_trained_are_not_shown_as_those_of_this_code(run, tmp_path):
+    assert run(FILE)[0] == 0
+    wider = changed(("WIDTH = 8", "WIDTH = 9"))
+    for flags in ((), ("--redraw",), ("--run_id=0123",)):
+        status, words, said = run(wider, *flags)
+        assert status == 1
+        assert len(said.splitlines()) == 1
+        assert "was trained by other code than own_file.py has now" in said
+        assert "train it again with --fresh, raise the experiment's version (now 1)" in said
+        assert words == ""
+    status, words, _ = run(wider, "--accept")
+    assert status == 0
+    assert "all 4 runs are saved" in words
+    assert run(wider)[0] == 0  # accepted once, accepted for good
+    assert run(FILE)[0] == 1
+    assert run(FILE, "--fresh")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [("WIDTH = 8", "WIDTH  =  8  # units")],
+        [("def network():\n", 'def network():\n    """The net."""\n\n\n')],
+        [('"red"', '"blue"')],
+        [("(0.01, 0.1)", "(0.01, 0.1, 0.2)")],
+        [("seeds=2", "seeds=3")],
+    ],
+)
+def test_comments_layout_figures_and_the_grid_are_no_other_code(tmp_path, pairs):
+    before, after = (
+        experiment_of(tmp_path / "own_file.py", text).sweeps("smoke")["main"].make_learner for text in (FILE, FILE)
+    )
+    first = fingerprint.of(before)
+    after = experiment_of(tmp_path / "own_file.py", changed(*pairs)).sweeps("smoke")["main"].make_learner
+    assert fingerprint.of(after) == first is not None
+
+
+def test_what_a_helper_file_a_closure_or_a_partial_holds_is_code(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def prints(text, helper="UNITS = 4\n"):
+        sys.modules.pop("own_helper", None)
+        (tmp_path / "own_helper.py").write_text(helper)
+        importlib.invalidate_caches()
+        return fingerprint.of(experiment_of(tmp_path / "own_file.py", text).sweeps("smoke")["main"].make_learner)
+
+    imported = changed(("RATES =", "from own_helper import UNITS\nRATES ="), ("width=WIDTH", "width=UNITS"))
+    assert prints(imported) == prints(imported, "# units\nUNITS = 4\nOTHER = 3\n") != prints(imported, "UNITS = 44\n")
+    inner = "make = lambda config, num_steps: (make_learner(config, num_steps), many)[0]\n    return"
+    closures = [
+        changed(("    return {", f"    many = {many}\n    {inner} {{"), (", make_learner, 20", ", make, 20"))
+        for many in (3, 4)
+    ]
+    assert prints(closures[0]) == prints(closures[0]) != prints(closures[1])
+    partials = [
+        changed(
+            ("(config, num_steps)", "(config, num_steps, many=1)"),
+            (", make_learner, 20", f", functools.partial(make_learner, many={many}), 20"),
+            ("RATES =", "import functools\nRATES ="),
+        )
+        for many in (3, 4)
+    ]
+    assert prints(partials[0]) == prints(partials[0]) != prints(partials[1])
+
+
+def test_a_second_file_with_the_same_experiments_name_is_said(run, tmp_path):
+    run(FILE)
+    status, _, said = run(changed(("WIDTH = 8", "WIDTH = 9")), name="second_file.py")
+    assert status == 1
+    assert "was trained by another file, own_file.py, than second_file.py; give this experiment another name" in said
+    status, _, said = run(changed(('"main"', '"other"')), name="second_file.py")
+    assert status == 1
+    assert "holds sweep main of own_file.py, another experiment of the name tests.own" in said
+
+
+def test_the_manifest_says_which_code_and_which_dlexp_trained_a_sweep(run, tmp_path):
+    run(FILE)
+    text = (folders.folder_of(tmp_path / "runs", "tests.own", "smoke") / "manifest.json").read_text()
+    code = json.loads(text)["sweeps"]["main"]["code"]
+    assert code["file"] == "own_file.py"
+    assert re.fullmatch("[0-9a-f]{20}", code["fingerprint"])
+    assert code["dlexp"]
