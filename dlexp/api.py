@@ -96,7 +96,7 @@ def plan(
     Raises:
       ValueError: as `run` does.
     """
-    from dlexp.sweep import machine
+    from dlexp.sweep import contract, machine
     from dlexp.sweep import plan as planning
 
     if scale not in SCALES:
@@ -104,6 +104,7 @@ def plan(
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     declared = experiment.sweeps(scale)
+    contract.check_sweeps(declared)
     _check_names(experiment.name, declared)
     only = (only,) if isinstance(only, str) else only
     sweeps = overrides.apply(declared, seeds=seeds, num_steps=num_steps, axes=axes, only=only)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from absl import flags
 from rich.console import Console
 
-from dlexp import api, fingerprint
+from dlexp import api, fingerprint, sources
 from dlexp.progress import say
 from dlexp.results import folders
 from dlexp.results.files import ResultsError
@@ -71,7 +71,13 @@ def _run(experiment: Experiment, values: dict[str, Any], console: Console) -> in
     except (ValueError, TypeError) as error:
         if not _is_our_own(error):
             raise
-        raise _UsageError(_flagged(str(error), values)) from error
+        raise _UsageError(_located(_flagged(str(error), values), error)) from error
+    except KeyError as error:
+        if not (flag := _asked_for(error, values)):
+            raise  # the author's own
+        raise _UsageError(
+            f"{flag}: the experiment knows no {error}; its module's docstring says what there is"
+        ) from error
     if values["plan"]:
         for part in report.plan_tables(plans):
             console.print(part, highlight=False, soft_wrap=isinstance(part, str))
@@ -217,6 +223,19 @@ def _is_our_own(error: Exception) -> bool:
     """Whether this project raised it, to tell the user; another's error keeps its traceback."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return Path(last.filename).is_relative_to(Path(api.__file__).parent)
+
+
+def _located(message: str, error: Exception) -> str:
+    """The message with the line of the user's file that led to it, unless it names a flag or the line already."""
+    line = sources.own_line(error)
+    return message if line is None or message.startswith("--") or line.file in message else f"{message} ({line})"
+
+
+def _asked_for(error: KeyError, values: dict[str, Any]) -> str:
+    """The flag that asks for what is not there, empty where none does."""
+    missing = str(error.args[0]) if error.args else ""
+    axes = [text for text in values["axis"] if missing in map(str.strip, text.partition("=")[2].split(","))]
+    return f"--axis={axes[0]}" if axes else f"--scale={missing}" if missing == values["scale"] else ""
 
 
 def _flagged(message: str, values: dict[str, Any]) -> str:

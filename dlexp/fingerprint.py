@@ -13,7 +13,6 @@ import hashlib
 import inspect
 import linecache
 import sys
-import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -23,10 +22,9 @@ import numpy as np
 
 import dlexp
 from dlexp.results.files import ResultsError
+from dlexp.sources import is_own_file
 from dlexp.types import Experiment, Sweep
 
-_INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-_INSTALLED.add(Path(dlexp.__file__).parent.resolve())
 _PLAIN = (str, bytes, int, float, complex, bool, type(None))
 
 
@@ -131,7 +129,7 @@ class _Reader:
         code, file = function.__code__, function.__code__.co_filename
         cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
         held = {name: self.value(cell.cell_contents) for name, cell in cells if _is_filled(cell)}
-        if not _is_own_file(file):
+        if not is_own_file(file):
             return f"{function.__name__} with {held}"
         nodes = [node for node in ast.walk(self._tree(file)) if _is_of(node, code)]
         if not nodes:
@@ -258,14 +256,7 @@ def _is_filled(cell: Any) -> bool:
 
 
 def _is_own(module: ModuleType | None) -> bool:
-    return module is not None and _is_own_file(getattr(module, "__file__", None) or "")
-
-
-def _is_own_file(file: str) -> bool:
-    """Whether the user wrote it: no part of Python, of an installed package, or of dlexp."""
-    if not file or file.startswith("<frozen"):
-        return False
-    return not any(Path(file).resolve().is_relative_to(root) for root in _INSTALLED)
+    return module is not None and is_own_file(getattr(module, "__file__", None) or "")
 
 
 def _path_of(kind: type) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dlexp import choices, losses
+from dlexp import choices, losses, parts
 from dlexp.data import Dataset, Split
 from dlexp.optim import Optimizer, take_step
 from dlexp.types import Hyper, Key, Learner, Metrics, Model, PyTree, Range
@@ -63,7 +63,9 @@ def supervised(
 
     Raises:
       ValueError: where a swept name means two things, or the batch is larger than the training set.
+      TypeError: where model, optimizer or data are something else.
     """
+    parts.check("supervised", model=model, optimizer=optimizer, data=data)
     num_train = len(data.train.inputs)
     if batch_size is not None and not 1 <= batch_size <= num_train:
         raise ValueError(

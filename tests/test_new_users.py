@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dlexp import fingerprint
+from dlexp import api, fingerprint
 from dlexp.results import folders
 from tests.test_cli import main
 
@@ -156,3 +156,73 @@ def test_the_manifest_says_which_code_and_which_dlexp_trained_a_sweep(run, tmp_p
     assert code["file"] == "own_file.py"
     assert re.fullmatch("[0-9a-f]{20}", code["fingerprint"])
     assert code["dlexp"]
+
+
+MINE = """
+    def init(key, hyper, data):
+        return {"w": jnp.zeros(3)}
+    def update(key, hyper, data, state):
+        return {"w": state["w"] - hyper["rate"] * data["x"].mean(0)}, {"batch/loss": state["w"].sum()}
+    def evaluate(key, hyper, data, state):
+        return {"test/loss": state["w"].sum()}
+    return Learner({"x": np.ones((5, 3), np.float32)}, {"rate": Range(0.0, 1.0)}, init, update, evaluate)
+"""
+OWN_LEARNER = changed(
+    ("def make_learner(config, num_steps):", "def supervised():"),
+    ("def sweeps", f"def make_learner(config, num_steps):{MINE}\ndef sweeps"),
+    ('{"learning_rate": RATES}', '{"rate": RATES}'),
+    ("RATES = ", "import jax.numpy as jnp, numpy as np, optax, flax.linen as nn\nRATES = "),
+    ("Experiment, Sweep\n", "Experiment, Learner, Range, Sweep\n"),
+)
+
+
+def supervised(model="network()", optimizer="optim.adam()", data="bundled.load()"):
+    parts = f"{model}, losses.softmax_cross_entropy, {optimizer}, {data}, batch_size=4"
+    return f"return learner.supervised({parts})\n    Learner("
+
+
+CARELESS = [
+    ("Learner({", "None and Learner({", "make_learner must return a Learner (or a Measurement), got None; end it"),
+    ('{"test/loss": state["w"].sum()}', "None", "evaluate must return a dictionary of metrics, got None"),
+    ('{"test/loss": state["w"].sum()}', 'state["w"].sum()', "evaluate must return a dictionary of metrics, got an arr"),
+    (', {"batch/loss": state["w"].sum()}', "", "update must return (state, metrics), got a dict; return the state and"),
+    ('state["w"] - hyper["rate"]', 'state["w"][:2].sum() - hyper["rate"] * state["w"][:2, None]', "before a step and"),
+    ('hyper["rate"] *', 'hyper["rat"] *', "update reads hyper['rat'] (own_file.py, line"),
+    ('"test/loss": state', '"test/loss": float(hyper["rate"]) * state', "evaluate is traced by JAX, so that a value"),
+    ("    def init", '    config["widht"]\n    def init', "make_learner reads config['widht'] (own_file.py, line"),
+    ("hyper={", 'config={"widht": (4, 8)}, hyper={', "no group reads the config axis 'widht', so its values would"),
+    ("return Learner(", supervised(optimizer="optax.adam"), "must be a dlexp.optim.Optimizer, got the function optax."),
+    ("return Learner(", supervised(data="(np.ones(9), np.ones(9))"), "must be a dlexp.data.Dataset, got a tuple; writ"),
+    ("return Learner(", supervised(model="nn.Dense(3)"), "must be a dlexp.types.Model, got a Dense; wrap it with mo"),
+    ("    def init", "    models.from_linen(nn.Dense)\n    def init", "got the class Dense; write Dense(...) (own_f"),
+    ("seeds=2", "seeds=1.5", "seeds must be a count (an integer) or a list of integers, got 1.5 (own_file.py, line"),
+    ('return {"main": Sweep', 'return Sweep(grid(), None, 1) or {"main": Sweep', "got a Sweep; write {'main': Sweep("),
+    ('{"rate": RATES}', '{"rate": RATES, "rete": RATES}', "sweeps rate, not 'rete'; if it is a static choice"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "sentence"), CARELESS)
+def test_a_careless_mistake_is_said_in_one_sentence_and_writes_nothing(run, tmp_path, old, new, sentence):
+    assert old in OWN_LEARNER
+    status, words, said = run(OWN_LEARNER.replace(old, new, 1))
+    assert sentence in said
+    assert (status, words, len(said.splitlines())) == (2, "", 1)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_key_that_is_missing_in_the_users_own_tables_stays_their_error_with_its_line(run):
+    with pytest.raises(KeyError, match="colum") as error:
+        run(OWN_LEARNER.replace("    def init", '    {"column": 1}["colum"]\n    def init', 1))
+    assert error.traceback[-1].path.name == "own_file.py"
+
+
+@pytest.mark.parametrize("seeds", [1.5, True, 0])
+def test_a_number_of_seeds_that_is_none_is_refused_in_scripts_too(tmp_path, seeds):
+    with pytest.raises(ValueError, match="seeds must be an integer of at least 1"):
+        api.plan(experiment_of(tmp_path / "own_file.py", FILE), scale="smoke", seeds=seeds)
+
+
+@pytest.mark.parametrize("reading", ["config | {}", "{**config}", "dict(config)", "config.copy()", "config.items()"])
+def test_however_a_config_is_read_its_axes_count_as_read(run, reading):
+    text = OWN_LEARNER.replace("hyper={", 'config={"kind": (4, 8)}, hyper={')
+    assert run(text.replace("    def init", f"    {reading}\n    def init", 1), "--plan")[0] == 0

@@ -327,6 +327,8 @@ def _config_key(config: Mapping[str, Any]) -> tuple:
 
 def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
     seeds = _plain(seeds)
+    if not isinstance(seeds, (int, Iterable)) or isinstance(seeds, (bool, str)):
+        raise TypeError(f"grid: seeds must be a count (an integer) or a list of integers, got {seeds!r}")
     if isinstance(seeds, int) and seeds > _MOST_SEEDS:
         raise ValueError(f"grid: seeds must be at most {_MOST_SEEDS:,}, got {seeds:,}")
     chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(map(_plain, seeds))
