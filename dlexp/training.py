@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dlexp import fingerprint
+from dlexp import faults, fingerprint
 from dlexp.choices import OWN, SHARED
 from dlexp.interrupt import deferred
 from dlexp.progress import Display, say
@@ -163,6 +163,7 @@ class _Sweep:
         self._plan, self._folder, self._console, self._stopping = plan, folder, console, stopping
         self._writer = store.Writer(folder)
         self._kept_at, self._paces = time.monotonic(), dict[int, Pace]()
+        self._lost = [(0, 0)] * len(plan.groups)  # runs of each group lost at step 0, and runs seen
         machine.enable_compile_cache()
         self._devices = machine.start_devices()
         self._done = self._saved()
@@ -242,12 +243,30 @@ class _Sweep:
                 display.advanced(event.run_steps, event.num_nonfinite)
                 self._keep_state(event)
             case Finished():
+                self._note_lost(event)
                 self._save(event, provenance)
                 display.finished(len(event.runs), sum(at >= 0 for at in event.nonfinite_at))
                 if event.pace and event.layout == self._plan.groups[event.group].layout:
                     self._paces[event.group] = event.pace
                 if self._stopping():
                     raise KeyboardInterrupt
+
+    def _note_lost(self, chunk: Finished) -> None:
+        """Where no run of a group comes beyond step 0, data may be at fault: then nothing is saved and all stops."""
+        group = self._plan.groups[chunk.group]
+        lost_before, seen_before = self._lost[chunk.group]
+        lost, seen = lost_before + int((chunk.nonfinite_at == 0).sum()), seen_before + len(chunk.runs)
+        self._lost[chunk.group] = (lost, seen)
+        if group.measure or lost < seen:
+            return
+        if not lost_before and (fault := faults.of_data(group.learner.data)):
+            sweep = self._plan.identity.sweep
+            raise ResultsError(
+                f"sweep {sweep}, {group.family}: all runs are lost at step 0, and {fault}; mend the data and run again"
+            )
+        if seen == self._num_missing[chunk.group]:
+            sentence = f"{group.family}: all {seen} runs are lost at step 0, though the data are finite; going on"
+            say(self._console, sentence)
 
     def _save(self, chunk: Finished, provenance: Mapping[str, Any]) -> None:
         """Rows of quick chunks wait for each other, of measurements none; a kept state goes once the rows are saved."""

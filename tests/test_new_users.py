@@ -226,3 +226,31 @@ def test_a_number_of_seeds_that_is_none_is_refused_in_scripts_too(tmp_path, seed
 def test_however_a_config_is_read_its_axes_count_as_read(run, reading):
     text = OWN_LEARNER.replace("hyper={", 'config={"kind": (4, 8)}, hyper={')
     assert run(text.replace("    def init", f"    {reading}\n    def init", 1), "--plan")[0] == 0
+
+
+WITH_LABELS = OWN_LEARNER.replace('Learner({"x"', 'Learner({"labels": np.arange(5), "x"')
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("np.ones((5, 3), np.float32)", "np.ones((5, 3), np.float32) * np.nan", "data['x'] has 15 of 15 numbers"),
+        ("np.arange(5)", "np.arange(5) - 1", "data['labels'] has 1 of 5 numbers that is negative (first: row 0)"),
+    ],
+)  # fmt: skip
+def test_where_all_runs_are_lost_at_once_data_at_fault_are_named(run, tmp_path, old, new, sentence):
+    lost = WITH_LABELS.replace(
+        '{"test/loss": ', '{"test/loss": jnp.where(data["labels"][0] < 0, jnp.nan, 0) + 0 / 1 * '
+    )
+    lost = lost.replace('"w": jnp.zeros(3)', '"w": 0 * data["x"][0]')
+    status, _, said = run(lost.replace(old, new, 1))
+    assert status == 1
+    assert "sweep main, all runs: all runs are lost at step 0, and " + sentence in said
+    assert not list((tmp_path / "runs").rglob("*.parquet"))
+
+
+def test_where_all_runs_are_lost_at_once_and_the_data_are_sound_training_goes_on(run, tmp_path):
+    status, words, _ = run(WITH_LABELS.replace("jnp.zeros(3)", "jnp.full(3, jnp.inf)", 1))
+    assert status == 0
+    assert "all runs: all 4 runs are lost at step 0, though the data are finite; going on" in words
+    assert list((tmp_path / "runs").rglob("*.parquet"))

@@ -182,7 +182,8 @@ def checked(where: str, learner: Learner) -> Learner:
 def _check_same_state(where: str, before: Any, after: Any) -> None:
     """A state that changes its structure, shapes or types cannot be looped over."""
     sentence = f"{where}: update must return a state of the same structure and shapes as init's"
-    if not bool(jax.tree.structure(before) == jax.tree.structure(after)):
+    structures: list[Any] = [jax.tree.structure(before), jax.tree.structure(after)]
+    if structures[0] != structures[1]:
         raise TypeError(f"{sentence}; init's is {_what(before)}, update's {_what(after)}, or their entries differ")
     leaves = jax.tree_util.tree_leaves_with_path(before)
     for (path, old), new in zip(leaves, jax.tree.leaves(after), strict=True):
