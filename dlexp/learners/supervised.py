@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dlexp import losses, ops
+from dlexp import losses, ops, parts
 from dlexp.data import Dataset
 from dlexp.learners import checks
 from dlexp.learners.batches import Batch
@@ -61,8 +61,9 @@ def supervised(
       ValueError: where a swept name means two things; the batch is larger than the training set; a split is empty or
         holds other numbers of inputs and labels, labels that are no class of the outputs, or numbers that are not
         finite in the precision of the program; or the loss does not fit the outputs.
-      TypeError: where the data are no arrays.
+      TypeError: where model, optimizer or data are something else, or the data are no arrays.
     """
+    parts.check("supervised", model=model, optimizer=optimizer, data=data)
     checks.check_dataset("supervised", data)
     num_train = checks.num_examples(data.train)
     _check_numbers(num_train, batch_size, num_train_evaluated, sweep_num_train)

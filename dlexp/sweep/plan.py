@@ -11,7 +11,7 @@ import numpy as np
 
 from dlexp.ops import compiler
 from dlexp.ops.choices import OWN, SHARED, recording_choices
-from dlexp.sweep import cost, machine, pace
+from dlexp.sweep import contract, cost, machine, pace
 from dlexp.sweep.grids import Family, Identity, Run, Runs
 from dlexp.sweep.pace import Layout, Measured
 from dlexp.types import Learner, Measurement, Range, Sweep
@@ -148,6 +148,7 @@ def make(identity: Identity, sweep: Sweep, devices: list[jax.Device]) -> Plan:
     Raises:
       ValueError: where the grid and the learner do not fit (an axis the learner does not read, a value out of its
         range, a value missing), or the evaluations do not divide the training evenly.
+      TypeError: where a function of the experiment's returns something else than its contract says.
     """
     if sweep.num_evals < 1 or not 0 <= sweep.num_steps < 2**31:
         raise ValueError(
@@ -159,7 +160,10 @@ def make(identity: Identity, sweep: Sweep, devices: list[jax.Device]) -> Plan:
             f"sweep {identity.sweep}: num_steps must be a multiple of num_evals={sweep.num_evals}, "
             f"got {sweep.num_steps}; take {_nearest_multiple(sweep.num_steps, sweep.num_evals)}"
         )
-    groups = tuple(_group(identity, sweep, family, devices) for family in sweep.grid.families())
+    axes_read = set[str]()
+    guarded = contract.guarded(f"sweep {identity.sweep}", sweep, axes_read)
+    groups = tuple(_group(identity, guarded, family, devices) for family in sweep.grid.families())
+    contract.check_all_read(f"sweep {identity.sweep}", sweep.grid, axes_read)
     return Plan(identity, sweep, groups, len(devices))
 
 
@@ -187,14 +191,7 @@ def hyper_dtype(learner: Learner, name: str) -> Any:
 
 
 def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.Device]) -> Group:
-    try:
-        learner = sweep.make_learner(family.config, sweep.num_steps)
-    except KeyError as error:
-        config = ", ".join(f"{name}={value!r}" for name, value in family.config.items())
-        raise ValueError(
-            f"sweep {identity.sweep}: the experiment knows no {error} ({config}); --help and the "
-            "module's docstring say what there is, --sweep=NAME changes one sweep alone"
-        ) from error
+    learner = sweep.make_learner(family.config, sweep.num_steps)
     _check(identity, sweep, family, learner)
     runs = sweep.grid.numbered(family)
     if isinstance(learner, Measurement):
@@ -213,11 +210,12 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
     key = jax.eval_shape(lambda: jax.random.key(0))
     hyper = {name: jax.ShapeDtypeStruct((), hyper_dtype(learner, name)) for name in sorted(learner.hyper)}
     data = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, placed_dtype(leaf)), learner.data)
-    state = jax.eval_shape(learner.init, key, hyper, data)
+    checked = contract.checked(f"sweep {identity.sweep}", learner)
+    state = jax.eval_shape(checked.init, key, hyper, data)
     with compiler.tracing_for(devices[0].platform), recording_choices() as recorded:
         traced = [
             cost.traced(function, key, hyper, data, state)
-            for function in (learner.evaluate, learner.update and learner.step)
+            for function in (checked.evaluate, checked.update and checked.step)
             if function
         ]
     costs = [cost.of(jaxpr) for jaxpr in traced]
