@@ -258,10 +258,16 @@ def tables_of(source: Source, sweep: Sweeps) -> dict[str, Callable[[], Table]]:
             raise TypeError(f"a table is one sweep already; give results to choose the sweep {sweep!r}")
         return {"": lambda: source}
     if isinstance(sweep, str):
-        return {"": lambda: source[sweep]}
+        return {"": partial(_table, source, sweep)}
     names = source if sweep is None else sweep
     titles = names if isinstance(names, Mapping) and names is not source else {name: name for name in names}
-    return {str(title): partial(source.__getitem__, name) for name, title in titles.items()}
+    return {str(title): partial(_table, source, name) for name, title in titles.items()}
+
+
+def _table(source: Mapping[str, Table], name: str) -> Table:
+    if name not in source:
+        raise NotMeasuredError(f"there is no finished run of sweep {name!r}; there are {', '.join(source) or 'none'}")
+    return source[name]
 
 
 def _is_several(value: Any) -> bool:
