@@ -22,6 +22,11 @@ NO_FILES = ("dlexp.results", "dlexp.data", "dlexp.models", "dlexp.api", "pandas"
 OUTER = ("dlexp.api", "dlexp.cli", "dlexp.report", "experiments")
 FORBIDDEN = {
     "dlexp/types.py": ("dlexp", "jax", "flax", "optax"),
+    "dlexp/checks.py": ("dlexp", "jax", "flax", "optax"),
+    "dlexp/ops/": (
+        *("dlexp.models", "dlexp.losses", "dlexp.optim", "dlexp.learners", "dlexp.data", "dlexp.sweep"),
+        *("dlexp.results", "flax", *OUTER),
+    ),
     "dlexp/losses.py": ("dlexp.learners", "dlexp.sweep", "dlexp.results", *OUTER),
     "dlexp/optim.py": ("dlexp.learners", "dlexp.sweep", "dlexp.results", *OUTER),
     "dlexp/models/": ("dlexp.learners", "dlexp.sweep", "dlexp.results", "dlexp.data", *OUTER),

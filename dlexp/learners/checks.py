@@ -57,6 +57,13 @@ def check_numbers(caller: str, trees: Mapping[str, PyTree]) -> None:
                 raise ValueError(f"{caller}: {name} must be finite in {held.name}, but {row} holds {value}; mend it")
 
 
+def check_names(caller: str, *swept: Mapping[str, Range]) -> None:
+    """Raises ValueError, in the caller's name, where two of the parts of a learner read a value of the same name."""
+    names = [name for each in swept for name in each]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{caller}: two of its parts both read {twice}; rename one of them (`optim.renamed`)")
+
+
 def check_outputs(
     caller: str, model: Model, measures: Mapping[str, Callable[[Any, Any], jax.Array]], data: Dataset
 ) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from dlexp.results import strictjson
 from dlexp.results.table import NotMeasuredError
 from dlexp.study import statistics
 from dlexp.study.effects import Effect, Values, as_labels
@@ -139,12 +139,12 @@ def _bound(least: float | None, most: float | None, within: float | None) -> Bou
 
 def to_json(claims: Sequence[Claim]) -> str:
     """Returns the text of `claims.json`."""
-    return json.dumps([claim._asdict() for claim in claims], indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return strictjson.dumps([claim._asdict() for claim in claims], indent=1, ensure_ascii=False) + "\n"
 
 
 def from_json(text: str) -> list[Claim]:
     """Returns the claims of `to_json`'s text."""
-    entries = json.loads(text)
+    entries = strictjson.loads(text)
     return [Claim(**{**entry, "interval": entry["interval"] and tuple(entry["interval"])}) for entry in entries]
 
 

@@ -50,6 +50,14 @@ class Effect:
         """Returns the ratios, seed by seed."""
         return _combined(self, other, np.divide, "over")
 
+    def __or__(self, other: Effect) -> Effect:
+        """Returns the conditions of both, which measure the same."""
+        return Effect(self.measured, {**self.conditions, **other.conditions}, _shared(self, other))
+
+    def called(self, name: str) -> Effect:
+        """Returns the effect under a name, which says what differs from another where its axes do not."""
+        return Effect(self.measured, self.conditions, {**self.fixed, "called": name})
+
     def __abs__(self) -> Effect:
         """Returns the sizes of the values."""
         return self._mapped(np.abs, "size of ({})")

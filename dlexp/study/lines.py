@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from matplotlib.axes import Axes
 
-from dlexp.results.table import NotMeasuredError, Results, Table
+from dlexp.results.table import NotMeasuredError, Table
 from dlexp.study import statistics, style
-from dlexp.study.measures import Cases, Measure, Sweeps, lost_value, pick, spoken, tables_of, values_of
+from dlexp.study.measures import Cases, Measure, Source, Sweeps, lost_value, pick, spoken, tables_of, values_of
 from dlexp.study.panels import Panel
 
 Theory: TypeAlias = "Callable[[np.ndarray], Any] | tuple[Any, Any]"
@@ -93,7 +93,7 @@ class _Line(NamedTuple):
 
 
 def lines(
-    source: Results | Table,
+    source: Source,
     sweep: Sweeps,
     y: str | Measure | Mapping[str, str | Measure],
     *,

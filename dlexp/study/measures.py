@@ -17,11 +17,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from dlexp.results.table import NotMeasuredError, Results, Table
+from dlexp.results.table import NotMeasuredError, Table
 from dlexp.study import statistics
 from dlexp.study.effects import Effect, Labels, Values
 
 Sweeps: TypeAlias = "str | Sequence[str] | Mapping[str, str] | None"
+Source: TypeAlias = "Mapping[str, Table] | Table"  # results, any tables by title, or one
 Cases: TypeAlias = "Mapping[str, Mapping[str, Any]]"
 RATE = "learning_rate"
 
@@ -54,13 +55,11 @@ class Measure:
     choose: Callable[[Table], Mapping[str, Any]] | None = None
     failed: float = np.nan
 
-    def __call__(
-        self, source: Results | Table, sweep: Sweeps = None, cases: Cases | None = None, /, **axes: Any
-    ) -> Effect:
+    def __call__(self, source: Source, sweep: Sweeps = None, cases: Cases | None = None, /, **axes: Any) -> Effect:
         """Returns the effect under every condition.
 
         Args:
-          source: results, or the table of one sweep.
+          source: results, any tables by title, or one table.
           sweep: the name of a sweep of the results; several names, or name -> title, are several conditions; None
             takes all sweeps, or the table itself.
           cases: label of a condition -> the values it fixes, where they are no product of axes.
@@ -257,7 +256,7 @@ def values_of(runs: Table, axis: str) -> np.ndarray:
     return np.unique(runs.frame[axis])
 
 
-def tables_of(source: Results | Table, sweep: Sweeps) -> dict[str, Callable[[], Table]]:
+def tables_of(source: Source, sweep: Sweeps) -> dict[str, Callable[[], Table]]:
     """Returns title -> function that returns the table; the title of one sweep named by itself is ""."""
     if isinstance(source, Table):
         if sweep is not None:
@@ -266,7 +265,7 @@ def tables_of(source: Results | Table, sweep: Sweeps) -> dict[str, Callable[[], 
     if isinstance(sweep, str):
         return {"": lambda: source[sweep]}
     names = source if sweep is None else sweep
-    titles = names if isinstance(names, Mapping) and not isinstance(names, Results) else {name: name for name in names}
+    titles = names if isinstance(names, Mapping) and names is not source else {name: name for name in names}
     return {str(title): partial(source.__getitem__, name) for name, title in titles.items()}
 
 

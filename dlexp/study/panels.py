@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dlexp.results.table import NotMeasuredError, Results, Table
+from dlexp.results.table import NotMeasuredError, Table
 from dlexp.study import statistics, style
 from dlexp.study.effects import Effect, Values, as_labels
-from dlexp.study.measures import lost_value, pick
+from dlexp.study.measures import Source, lost_value, pick
 
 GUESS = "a guess among ten classes"
 
@@ -101,7 +101,7 @@ def _counts(tables: Sequence[Table], lost: str) -> str:
 
 
 def heat(
-    source: Results | Table,
+    source: Source,
     sweep: str | None,
     metric: str,
     *,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-RESERVED = frozenset(["run_id", "seed", "status", "nonfinite_at", "num_steps", "sweep"])
+RESERVED = frozenset(["run_id", "seed", "status", "nonfinite_at", "num_steps", "eval_steps", "sweep"])
 RESERVED |= frozenset(["place", "step", "mean", "low", "high", "num_seeds", "num_failed"])
 MAX_VALUES, MAX_SEEDS = 10**6, 10**7  # of one axis, whose values are held in memory
 _LARGEST = sys.float_info.max
@@ -107,9 +107,12 @@ def seeds_of(seeds: int | Sequence[int]) -> tuple[int, ...]:
     """Returns the seeds that a count (0, 1, ...) or a list of seeds means.
 
     Raises:
+      TypeError: on what is neither.
       ValueError: on none, repeated ones or ones that are not in [0, 2^32).
     """
     seeds = plain(seeds)
+    if not isinstance(seeds, (int, Iterable)) or isinstance(seeds, (bool, str)):
+        raise TypeError(f"grid: seeds must be a count (an integer) or a list of integers, got {seeds!r}")
     if isinstance(seeds, int) and seeds > MAX_SEEDS:
         raise ValueError(f"grid: seeds must be at most {MAX_SEEDS:,}, got {seeds:,}")
     chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(map(plain, seeds))

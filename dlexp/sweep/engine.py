@@ -7,6 +7,7 @@ finished chunk of runs.
 from __future__ import annotations
 
 import hashlib
+import operator
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -426,15 +427,15 @@ def _group_compiler(mesh: Mesh, compile_once: Callable[[Any], Future]) -> Callab
 
 
 def _cached_placement(sharding: NamedSharding) -> Callable[[PyTree], PyTree]:
-    """Puts data on the devices once as long as consecutive groups share the very arrays."""
-    held: list[tuple[list[Any], PyTree]] = []
+    """Puts data on the devices once as long as consecutive groups share the very arrays in the same tree."""
+    held: list[tuple[list[Any], Any, PyTree]] = []
 
     def place(data: PyTree) -> PyTree:
-        leaves = jax.tree.leaves(data)
-        known = held[0][0] if held else []
-        if len(known) != len(leaves) or any(a is not b for a, b in zip(known, leaves, strict=True)):
-            held[:] = [(leaves, jax.device_put(data, sharding))]
-        return held[0][1]
+        leaves, treedef = jax.tree.flatten(data)
+        is_held = bool(held) and held[0][1] == treedef and all(map(operator.is_, held[0][0], leaves))
+        if not is_held:
+            held[:] = [(leaves, treedef, jax.device_put(data, sharding))]
+        return held[0][2]
 
     return place
 

@@ -10,7 +10,7 @@ import json
 import math
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise, product
 from typing import Any, NamedTuple
@@ -185,12 +185,11 @@ class Runs:
         block = self._blocks[index := self._block_of(numbers)]
         *points, seeds = self._places(index, numbers)
         places = dict(zip(block.hyper, points, strict=True))
-        texts = [_hyper_texts(name, block.hyper[name], places[name]) for name in sorted(block.hyper)]
-        for column in texts[1:]:
-            column[:] = map(b", ".__add__, column)
-        texts.append([b"], %d]" % block.seeds[place] for place in seeds.tolist()])
+        names = sorted(block.hyper)
+        texts = [_hyper_texts(name, block.hyper[name], places[name], b", " * (name != names[0])) for name in names]
+        ends = _by_place(seeds, lambda place: b"], %d]" % block.seeds[place])
         begun = hashlib.blake2b(_id_head(identity, self._config) + b", [", digest_size=_ID_BYTES)
-        return [_hex_digest(begun, pieces) for pieces in zip(*texts, strict=True)]
+        return _hex_digests(begun, map(b"".join, zip(*texts, ends, strict=True)))
 
     def _block_of(self, numbers: np.ndarray) -> int:
         return bisect_right(self._starts, int(numbers[0])) - 1
@@ -240,21 +239,26 @@ def _among(values: Iterable[Any], known: Iterable[Any]) -> np.ndarray:
     return np.array([value in known for value in values], bool)
 
 
-def _hyper_texts(name: str, values: Sequence[float], places: np.ndarray) -> list[bytes]:
-    """What ids say of one swept value at each place; each value is written once."""
+def _hyper_texts(name: str, values: Sequence[float], places: np.ndarray, before: bytes) -> Iterator[bytes]:
+    """What ids say of the swept value at each place: a pair of JSON, of the name and the number as a text."""
+    head = before + b"[" + json.dumps(name).encode() + b', "'
+    return _by_place(places, lambda place: head + number_text(values[place]).encode() + b'"]')
+
+
+def _by_place(places: np.ndarray, text: Callable[[int], bytes]) -> Iterator[bytes]:
+    """The text of each place; of equal places it is made once."""
     used, which = np.unique(places, return_inverse=True)
-    texts = [_hyper_text(name, values[place]) for place in used.tolist()]
-    return list(map(texts.__getitem__, which.tolist()))
+    return map(list(map(text, used.tolist())).__getitem__, which.tolist())
 
 
-def _hyper_text(name: str, value: float) -> bytes:
-    return json.dumps([name, number_text(value)]).encode()
-
-
-def _hex_digest(begun: Any, pieces: Iterable[bytes]) -> str:
-    each = begun.copy()
-    each.update(b"".join(pieces))
-    return each.hexdigest()
+def _hex_digests(begun: Any, texts: Iterable[bytes]) -> list[str]:
+    """Of hashes that all begin alike."""
+    digests = []
+    for text in texts:
+        each = begun.copy()
+        each.update(text)
+        digests.append(each.hexdigest())
+    return digests
 
 
 def _has_family(block: Block, family: Family) -> bool:
@@ -343,8 +347,8 @@ def run_id(identity: Identity, run: Run) -> str:
     They depend on what the run is, never on where it stands in a list: on the experiment, its version, the sweep,
     the training length, the config values with their types, the swept values to 9 significant digits, the seed.
     """
-    hyper = b", ".join(_hyper_text(name, run.hyper[name]) for name in sorted(run.hyper))
-    text = _id_head(identity, run.config) + b", [" + hyper + b"], %d]" % run.seed
+    hyper = json.dumps([(name, number_text(run.hyper[name])) for name in sorted(run.hyper)]).encode()
+    text = _id_head(identity, run.config) + b", " + hyper + b", %d]" % run.seed
     return hashlib.blake2b(text, digest_size=_ID_BYTES).hexdigest()
 
 

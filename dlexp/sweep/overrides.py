@@ -38,8 +38,8 @@ def apply(
             raise ValueError(f"sweep must be one of {', '.join(declared)}, got {name!r}")
     sweeps = {name: sweep for name, sweep in declared.items() if not only or name in only}
     if seeds is not None:
-        if seeds < 1:
-            raise ValueError(f"seeds must be at least 1, got {seeds}")
+        if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
+            raise ValueError(f"seeds must be an integer of at least 1, got {seeds!r}")
         if "seed" in (axes or {}):
             raise ValueError("seeds and the axis seed say the same thing twice; give one of them")
         sweeps = {name: _with_axis(sweep, "seed", seeds) for name, sweep in sweeps.items()}

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlexp import choices, xla
-from dlexp.sweep import cost, machine, pace
+from dlexp.ops import compiler
+from dlexp.ops.choices import OWN, SHARED, recording_choices
+from dlexp.sweep import contract, cost, machine, pace
 from dlexp.sweep.grids import Family, Identity, Run, Runs
 from dlexp.sweep.pace import Layout, Measured
 from dlexp.types import Learner, Measurement, Range, Sweep
@@ -34,7 +35,7 @@ class Group(NamedTuple):
       learner: what a run does.
       runs: the grid's runs of this config, by number.
       layout: how its programs are made; fixed for the group.
-      open: choice -> the options that its networks and optimizers leave open.
+      choices: name -> the options that its networks and optimizers leave open.
       program: names what its programs compute, on these devices: groups of equal name are equally fast.
       measured: how fast it was here before, None where it was not.
       num_params: numbers in the learner's `params`.
@@ -54,7 +55,7 @@ class Group(NamedTuple):
     flops: float
     evaluation_flops: float = 0.0
     num_kept: int = 1
-    open: Mapping[str, tuple[str, ...]] = {}
+    choices: Mapping[str, tuple[str, ...]] = {}
     program: str = ""
     measured: Measured | None = None
     measure: Callable[..., Mapping[str, Any]] | None = None
@@ -147,6 +148,7 @@ def make(identity: Identity, sweep: Sweep, devices: list[jax.Device]) -> Plan:
     Raises:
       ValueError: where the grid and the learner do not fit (an axis the learner does not read, a value out of its
         range, a value missing), or the evaluations do not divide the training evenly.
+      TypeError: where a function of the experiment's returns something else than its contract says.
     """
     if sweep.num_evals < 1 or not 0 <= sweep.num_steps < 2**31:
         raise ValueError(
@@ -158,7 +160,10 @@ def make(identity: Identity, sweep: Sweep, devices: list[jax.Device]) -> Plan:
             f"sweep {identity.sweep}: num_steps must be a multiple of num_evals={sweep.num_evals}, "
             f"got {sweep.num_steps}; take {_nearest_multiple(sweep.num_steps, sweep.num_evals)}"
         )
-    groups = tuple(_group(identity, sweep, family, devices) for family in sweep.grid.families())
+    axes_read = set[str]()
+    guarded = contract.guarded(f"sweep {identity.sweep}", sweep, axes_read)
+    groups = tuple(_group(identity, guarded, family, devices) for family in sweep.grid.families())
+    contract.check_all_read(f"sweep {identity.sweep}", sweep.grid, axes_read)
     return Plan(identity, sweep, groups, len(devices))
 
 
@@ -186,14 +191,7 @@ def hyper_dtype(learner: Learner, name: str) -> Any:
 
 
 def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.Device]) -> Group:
-    try:
-        learner = sweep.make_learner(family.config, sweep.num_steps)
-    except KeyError as error:
-        config = ", ".join(f"{name}={value!r}" for name, value in family.config.items())
-        raise ValueError(
-            f"sweep {identity.sweep}: the experiment knows no {error} ({config}); --help and the "
-            "module's docstring say what there is, --sweep=NAME changes one sweep alone"
-        ) from error
+    learner = sweep.make_learner(family.config, sweep.num_steps)
     _check(identity, sweep, family, learner)
     runs = sweep.grid.numbered(family)
     if isinstance(learner, Measurement):
@@ -212,19 +210,20 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
     key = jax.eval_shape(lambda: jax.random.key(0))
     hyper = {name: jax.ShapeDtypeStruct((), hyper_dtype(learner, name)) for name in sorted(learner.hyper)}
     data = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, placed_dtype(leaf)), learner.data)
-    state = jax.eval_shape(learner.init, key, hyper, data)
-    with choices.asked() as asked:
+    checked = contract.checked(f"sweep {identity.sweep}", learner)
+    state = jax.eval_shape(checked.init, key, hyper, data)
+    with compiler.tracing_for(devices[0].platform), recording_choices() as recorded:
         traced = [
             cost.traced(function, key, hyper, data, state)
-            for function in (learner.evaluate, learner.update and learner.step)
+            for function in (checked.evaluate, checked.update and checked.step)
             if function
         ]
     costs = [cost.of(jaxpr) for jaxpr in traced]
-    left_open = {name: options for name, options in asked.items() if len(options) > 1}
+    left_open = {name: options for name, options in recorded.items() if len(options) > 1}
     width = _default_width(devices, state, data, costs, len(runs))
     default = Layout(width, choices=_usual_choices(left_open))
     if learner.update is not None and _can_share(runs.seeds_by_runs, min(width, _usual_width(devices)) * len(devices)):
-        left_open["seed"] = (choices.OWN, choices.SHARED)
+        left_open["seed"] = (OWN, SHARED)
     program = pace.name_of([*traced, sorted(left_open.items())], devices)  # with other options the fastest is another
     measured = pace.recall(program)
     group = Group(
@@ -294,7 +293,7 @@ def _default_width(devices: list[jax.Device], state: Any, data: Any, costs: list
 
 def _usual_choices(left_open: Collection[str]) -> tuple[tuple[str, str], ...]:
     """What is known better than by the first options: an update in one pass costs convolutions more than it gains."""
-    return (("optimizer", xla.PASSES),) if {"convolution", "optimizer"} <= set(left_open) else ()
+    return (("optimizer", compiler.PASSES),) if {"convolution", "optimizer"} <= set(left_open) else ()
 
 
 def _num_bytes_made(jaxpr: Any) -> int:

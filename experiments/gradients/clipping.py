@@ -18,7 +18,6 @@ from functools import partial
 
 import jax
 import numpy as np
-import optax
 from matplotlib.figure import Figure
 
 from dlexp import cli, learners, losses, models, optim
@@ -62,19 +61,16 @@ def one_weight(config: Config, num_steps: int) -> Learner:
     """One weight w, applied 100 times to the number 1, that should give 1: the loss is (w^100 - 1)^2 / 2."""
     tx = optim.chain(*CLIPPINGS[config["clipping"]], optim.sgd())
 
-    def init(key: Key, hyper: Hyper, data: PyTree) -> learners.State:
-        weight = 1.02 + 0.03 * jax.random.uniform(key)
-        return learners.State(weight, {}, tx.make_tx(hyper).init(weight))
+    def init(key: Key, hyper: Hyper, data: PyTree) -> jax.Array:
+        return 1.02 + 0.03 * jax.random.uniform(key)
 
-    def update(key: Key, hyper: Hyper, data: PyTree, state: learners.State) -> tuple[learners.State, Metrics]:
-        value, grad = jax.value_and_grad(cliff_loss)(state.params)
-        updates, opt_state = tx.make_tx(hyper).update(grad, state.opt_state, state.params)
-        return learners.State(optax.apply_updates(state.params, updates), {}, opt_state), {"batch/loss": value}
+    def loss(key: Key, hyper: Hyper, data: PyTree, weight: jax.Array) -> jax.Array:
+        return cliff_loss(weight)
 
-    def evaluate(key: Key, hyper: Hyper, data: PyTree, state: learners.State) -> Metrics:
+    def evaluate(key: Key, hyper: Hyper, data: PyTree, state: learners.DescentState) -> Metrics:
         return {"cliff/weight": state.params, "train/loss": cliff_loss(state.params)}
 
-    return Learner({"unused": np.zeros(1)}, tx.hyper, init, update, evaluate)
+    return learners.descent(init, loss, tx, evaluate=evaluate)
 
 
 def cliff_loss(weight: jax.Array) -> jax.Array:

@@ -49,16 +49,14 @@ def alike(config: Config, num_steps: int) -> Learner:
     model = models.mlp(width=16, num_layers=3, num_outputs=10, initializer=config["start"])
     data = bundled.load("digits")
     trained = learners.supervised(model, losses.softmax_cross_entropy, optim.momentum(), data, batch_size=64)
-
-    def evaluate(key: Key, hyper: Hyper, data: PyTree, state: learners.State) -> Metrics:
-        return {**trained.evaluate(key, hyper, data, state), **units_apart(key, hyper, data, state)}
-
-    return trained._replace(evaluate=evaluate)
+    return learners.measuring(trained, units_apart)
 
 
 def units_apart(key: Key, hyper: Hyper, data: PyTree, state: learners.State) -> Metrics:
-    """Returns the largest difference between the incoming weights of any unit of a hidden layer and the first's."""
-    kernels = [layer["kernel"] for name, layer in state.params.items() if name != "output"]
+    """Returns the largest difference between the incoming weights of a unit of a hidden layer and of its first."""
+    hidden = {name: layer for name, layer in state.params.items() if name != "output"}
+    named = jax.tree_util.tree_leaves_with_path(hidden)
+    kernels = [leaf for path, leaf in named if path[-1].key == "kernel"]
     return {"units/apart": jnp.max(jnp.stack([jnp.max(jnp.abs(kernel - kernel[..., :1])) for kernel in kernels]))}
 
 
