@@ -10,7 +10,7 @@ several conditions:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Any, TypeAlias
@@ -77,6 +77,10 @@ class Measure:
                 conditions[labels] = partial(self._measured, table, case)
         return Effect(self.words, conditions, {name: f"{spoken(name)} {_shown(v)}" for name, v in fixed.items()})
 
+    def with_words(self, words: str) -> Measure:
+        """Returns the same measure, said in other words."""
+        return replace(self, words=words)
+
     def _measured(self, table: Callable[[], Table], case: Mapping[str, Any]) -> Values:
         return self.of(pick(table(), case))
 
@@ -111,7 +115,8 @@ def at_best(
         there = [name for name in wanted if name in runs.frame]
         return statistics.chosen(runs, there, choose_by=by) if there else {}
 
-    names = " and ".join(map(spoken, wanted))
+    *others, final = map(spoken, wanted)
+    names = f"{', '.join(others)} and {final}" if others else final
     words = f"{spoken(metric)} at the best {names} by {spoken(by) if by else 'validation'}"
     return Measure(words, lambda runs: _final(runs.select(**choose(runs)), metric, lost), metric, choose, lost)
 
