@@ -48,6 +48,19 @@ class Effect:
         """Returns the ratios, seed by seed."""
         return _combined(self, other, np.divide, "over")
 
+    def __or__(self, other: Effect) -> Effect:
+        """Returns the conditions of both: one claim of several effects, all judged by one bound.
+
+        Raises:
+          ValueError: where both name a condition the same way.
+        """
+        twice = self.conditions.keys() & other.conditions.keys()
+        if twice:
+            raise ValueError(f"both effects have the conditions {sorted(twice)}; name them apart")
+        same = self.words == other.words
+        words = self.measured if same else f"{self.words} or {other.words}"
+        return Effect(words, {**self.conditions, **other.conditions}, self.fixed if same else {})
+
     def __abs__(self) -> Effect:
         """Returns the sizes of the values."""
         return self._mapped(np.abs, "size of ({})")
