@@ -53,11 +53,14 @@ def test_a_measure_in_other_words_measures_the_same():
 
 
 def test_overlaid_panels_share_their_axes_and_count_the_runs_of_all():
-    table = table_of({"a": lambda p, seed: p, "b": lambda p, seed: -p}, p=[1, 2])
-    (panel,) = overlaid(*(lines(table, None, {name: name}, x="p", title=name) for name in ("a", "b")))
+    table = table_of({"a": lambda p, seed: p, "b": lambda p, seed: 10 * p}, p=[1, 2])
+    both = (lines(table, None, {name: name}, x="p", title=name, ylim=(0, None)) for name in ("a", "b"))
+    (panel,) = overlaid(*both)
     axes = Figure().subplots()
     panel.draw(axes)
     assert {"a", "b"} <= set(axes.get_legend_handles_labels()[1])
     assert axes.get_title() == "b"
+    assert axes.get_ylim()[0] == 0
+    assert axes.get_ylim()[1] > 20
     assert len(panel.runs) == 2
     assert overlaid(lines(table, None, "c", x="step")) == []

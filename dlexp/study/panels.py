@@ -80,6 +80,7 @@ def overlaid(*panels: Panel | Sequence[Panel]) -> list[Panel]:
 
     def draw(axes: Axes) -> None:
         for panel in flat:
+            axes.autoscale(True)  # limits that the one before has set are for its own lines
             panel.draw(axes)
 
     return [Panel(draw, tuple(table for panel in flat for table in panel.runs))] if flat else []
