@@ -41,6 +41,7 @@ def run(
     precision: str = "float32",
     out: str | os.PathLike = "runs",
     fresh: bool = False,
+    accept: bool = False,
     console: Console | None = None,
 ) -> Results:
     """Trains what is missing of an experiment, saves it, draws and judges it, and returns its results.
@@ -55,11 +56,12 @@ def run(
       precision: of products of matrices: float32, tensorfloat32 or bfloat16, recorded with the results.
       out: results go to `out/section/name/scale`.
       fresh: drop what is saved there first.
+      accept: keep runs that were saved there by other code than the experiment has now.
       console: where progress is shown (default: standard output).
 
     Raises:
       ValueError: where something asked for does not exist or fit; nothing is written then.
-      ResultsError: where the folder cannot be used.
+      ResultsError: where the folder cannot be used, or its runs were trained by other code.
     """
     from rich.console import Console
 
@@ -68,7 +70,8 @@ def run(
 
     plans = plan(experiment, scale=scale, seeds=seeds, num_steps=num_steps, axes=axes, only=only, precision=precision)
     folder, console = folders.folder_of(out, experiment.name, scale), console or Console()
-    training.train(experiment, plans, scale=scale, folder=folder, fresh=fresh, console=console)
+    options: dict[str, Any] = {"fresh": fresh, "accept": accept, "console": console}
+    training.train(experiment, plans, scale=scale, folder=folder, **options)
     results = table.load(folder)
     try:
         publish(experiment, results, tell=lambda sentence: say(console, sentence))
@@ -92,12 +95,13 @@ def plan(
     Raises:
       ValueError: as `run` does.
     """
-    from dlexp.sweep import machine
+    from dlexp.sweep import contract, machine
     from dlexp.sweep import plan as planning
 
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     declared = scales.sweeps(experiment, scale)
+    contract.check_sweeps(declared)
     _check_names(experiment.name, declared)
     only = (only,) if isinstance(only, str) else only
     sweeps = overrides.apply(declared, seeds=seeds, num_steps=num_steps, axes=axes, only=only)
@@ -223,7 +227,7 @@ def train_again(plans: Mapping[str, Plan], run_id: str) -> dict[str, np.ndarray]
 
     machine.enable_compile_cache()
     chosen = plan_with(plans, run_id)
-    events = engine.train(chosen, machine.start_devices(), done=_Others(run_id))
+    events = engine.train(chosen, machine.start_devices(), chosen.missing(_Others(run_id)))
     finished = next(event for event in events if isinstance(event, engine.Finished))
     return {name: values[0] for name, values in finished.metrics.items()}
 

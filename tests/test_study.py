@@ -47,7 +47,7 @@ def test_two_effects_are_judged_as_conditions_of_one_claim():
 
 def test_a_measure_in_other_words_measures_the_same():
     table = table_of({"a": lambda p, seed: p + seed}, p=[1])
-    measure = last("a").called("length in metres")
+    measure = last("a").with_words("length in metres")
     assert judge("x", "s", measure(table), least=0).rule == "length in metres, by seed; at least 0"
     np.testing.assert_array_equal(measure.of(table), last("a").of(table))
 

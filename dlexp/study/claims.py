@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from dlexp.results import strictjson
 from dlexp.results.table import NotMeasuredError
 from dlexp.study import statistics
-from dlexp.study.effects import Effect, Values
+from dlexp.study.effects import Effect, Values, as_labels
 
 SUPPORTED, REFUTED, MIXED, UNDECIDED = "supported", "refuted", "mixed", "undecided"
 
@@ -68,7 +68,8 @@ def judge(
     """
     bound = _bound(least, most, within)
     intervals, num_seeds, missing = {}, {}, ["not measured in this grid"]
-    for condition, values in effect.conditions.items():
+    for labels, values in effect.conditions.items():
+        condition = ", ".join(as_labels(labels))
         measured = _measured(values, missing)
         if not np.isfinite(measured).all():
             raise ValueError(f"judge: {condition!r} has values that are not finite; count failed runs as a value")
@@ -138,12 +139,12 @@ def _bound(least: float | None, most: float | None, within: float | None) -> Bou
 
 def to_json(claims: Sequence[Claim]) -> str:
     """Returns the text of `claims.json`."""
-    return json.dumps([claim._asdict() for claim in claims], indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return strictjson.dumps([claim._asdict() for claim in claims], indent=1, ensure_ascii=False) + "\n"
 
 
 def from_json(text: str) -> list[Claim]:
     """Returns the claims of `to_json`'s text."""
-    entries = json.loads(text)
+    entries = strictjson.loads(text)
     return [Claim(**{**entry, "interval": entry["interval"] and tuple(entry["interval"])}) for entry in entries]
 
 

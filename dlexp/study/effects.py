@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 Values = Sequence[float] | np.ndarray
+Labels = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,13 @@ class Effect:
 
     Attributes:
       measured: what the numbers are, in words.
-      conditions: label of a condition -> function that returns its values `[seed]`. The label "" stands for one
-        condition that needs no name.
+      conditions: what tells a condition from the others -> function that returns its values `[seed]`. A condition of
+        several axes has a label for each, in a tuple; the only condition may have none.
       fixed: what all conditions share: name -> words. Two effects that are compared name what differs between them.
     """
 
     measured: str
-    conditions: Mapping[str, Callable[[], Values]]
+    conditions: Mapping[Labels | str, Callable[[], Values]]
     fixed: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -54,12 +56,14 @@ class Effect:
         Raises:
           ValueError: where both name a condition the same way.
         """
-        twice = self.conditions.keys() & other.conditions.keys()
-        if twice:
-            raise ValueError(f"both effects have the conditions {sorted(twice)}; name them apart")
-        same = self.words == other.words
-        words = self.measured if same else f"{self.words} or {other.words}"
-        return Effect(words, {**self.conditions, **other.conditions}, self.fixed if same else {})
+        if twice := self.conditions.keys() & other.conditions.keys():
+            raise ValueError(f"both effects have the conditions {sorted(map(str, twice))}; name them apart")
+        words = self.measured if self.measured == other.measured else f"{self.measured} or {other.measured}"
+        return Effect(words, {**self.conditions, **other.conditions}, _shared(self, other))
+
+    def called(self, name: str) -> Effect:
+        """Returns the effect under a name, which says what differs from another where its axes do not."""
+        return Effect(self.measured, self.conditions, {**self.fixed, "called": name})
 
     def __abs__(self) -> Effect:
         """Returns the sizes of the values."""
@@ -110,31 +114,44 @@ def _combined(left: Effect, right: Effect | float, operation: Callable[..., Any]
             )
         return operation(one, other)
 
-    pairs = {label: partial(paired, *both) for label, both in _matched(left, right).items()}
+    pairs: dict[Labels | str, Callable[[], Values]] = {}
+    pairs.update({label: partial(paired, *both) for label, both in _matched(left, right).items()})
     return Effect(_difference(left, right, sign), pairs, _shared(left, right))
 
 
-def _matched(left: Effect, right: Effect) -> dict[str, tuple[Callable[[], Values], Callable[[], Values]]]:
-    """Conditions of equal label, or every one against the only one of the other side."""
-    if len(right.conditions) == 1:
-        (only,) = right.conditions.values()
-        return {label: (values, only) for label, values in left.conditions.items()}
-    if len(left.conditions) == 1:
-        (only,) = left.conditions.values()
-        return {label: (only, values) for label, values in right.conditions.items()}
-    if left.conditions.keys() != right.conditions.keys():
+def _matched(left: Effect, right: Effect) -> dict[Labels, tuple[Callable[[], Values], Callable[[], Values]]]:
+    """Pairs of conditions: equal labels, or all of one side's labels among the other's; one alone goes with all."""
+    alone = 1 in (len(left.conditions), len(right.conditions))
+    pairs: dict[Labels, tuple[Callable[[], Values], Callable[[], Values]]] = {}
+    met: set[tuple[str, Labels | str]] = set()
+    for (one, values), (other, others) in product(left.conditions.items(), right.conditions.items()):
+        mine, yours = as_labels(one), as_labels(other)
+        if alone or set(mine) <= set(yours) or set(yours) <= set(mine):
+            from_left = (len(left.conditions), len(mine)) >= (len(right.conditions), len(yours))
+            pairs[mine if from_left else yours] = (values, others)
+            met |= {("left", one), ("right", other)}
+    if len(met) < len(left.conditions) + len(right.conditions):
         raise ValueError(
-            f"the conditions {', '.join(left.conditions)} and {', '.join(right.conditions)} cannot be paired; name "
-            "the same ones on both sides, or one alone on one side"
+            f"the conditions {_listed(left)} and {_listed(right)} cannot be paired; name the same ones on both sides, "
+            "or one alone on one side"
         )
-    return {label: (values, right.conditions[label]) for label, values in left.conditions.items()}
+    return pairs
+
+
+def as_labels(key: Labels | str) -> Labels:
+    """Returns a condition's labels as a tuple."""
+    return key if isinstance(key, tuple) else (key,) if key else ()
+
+
+def _listed(effect: Effect) -> str:
+    return "; ".join(", ".join(as_labels(key)) for key in effect.conditions)
 
 
 def _difference(left: Effect, right: Effect, sign: str) -> str:
     shared = _shared(left, right)
     one, other = ([words for name, words in side.fixed.items() if name not in shared] for side in (left, right))
     if left.measured == right.measured and (one or other):
-        return f"{left.measured}, {' and '.join(one) or 'else'} {sign} {' and '.join(other) or 'else'}"
+        return f"{left.measured}, {' and '.join(one) or 'each'} {sign} {' and '.join(other) or 'each'}"
     sides = [
         f"{side.measured} ({', '.join(own)})" if own else side.measured for side, own in ((left, one), (right, other))
     ]

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from matplotlib.axes import Axes
 
-from dlexp.results.table import NotMeasuredError, Results, Table
+from dlexp.results.table import NotMeasuredError, Table
 from dlexp.study import statistics, style
-from dlexp.study.measures import Cases, Measure, Sweeps, lost_value, pick, spoken, tables_of, values_of
+from dlexp.study.measures import Cases, Measure, Source, Sweeps, lost_value, pick, spoken, tables_of, values_of
 from dlexp.study.panels import Panel
 
 Theory: TypeAlias = "Callable[[np.ndarray], Any] | tuple[Any, Any]"
@@ -71,6 +71,7 @@ class Reference(NamedTuple):
       marks: label -> height of a horizontal dashed line.
       at: label -> place of a vertical dashed line.
       span: label -> ends of a grey stripe on the horizontal axis.
+      also: a function that draws more, given the axes and the panel's runs.
     """
 
     theory: Mapping[str, Theory] = {}
@@ -78,6 +79,7 @@ class Reference(NamedTuple):
     marks: Mapping[str, float] = {}
     at: Mapping[str, float] = {}
     span: Mapping[str, tuple[float, float]] = {}
+    also: Callable[[Axes, Table], None] = lambda axes, runs: None
 
 
 class _Line(NamedTuple):
@@ -91,7 +93,7 @@ class _Line(NamedTuple):
 
 
 def lines(
-    source: Results | Table,
+    source: Source,
     sweep: Sweeps,
     y: str | Measure | Mapping[str, str | Measure],
     *,
@@ -208,6 +210,7 @@ def _panel(
         for line in drawn:
             _draw_line(axes, line, x, look)
         _draw_beside(axes, drawn, beside)
+        beside.also(axes, runs)
         axes.set(**named)
         if x not in ("step", "layer"):
             _ticks(axes, drawn, values_of(runs, x), look)

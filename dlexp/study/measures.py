@@ -17,11 +17,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from dlexp.results.table import NotMeasuredError, Results, Table
+from dlexp.results.table import NotMeasuredError, Table
 from dlexp.study import statistics
-from dlexp.study.effects import Effect, Values
+from dlexp.study.effects import Effect, Labels, Values
 
 Sweeps: TypeAlias = "str | Sequence[str] | Mapping[str, str] | None"
+Source: TypeAlias = "Mapping[str, Table] | Table"  # results, any tables by title, or one
 Cases: TypeAlias = "Mapping[str, Mapping[str, Any]]"
 RATE = "learning_rate"
 
@@ -54,13 +55,11 @@ class Measure:
     choose: Callable[[Table], Mapping[str, Any]] | None = None
     failed: float = np.nan
 
-    def __call__(
-        self, source: Results | Table, sweep: Sweeps = None, cases: Cases | None = None, /, **axes: Any
-    ) -> Effect:
+    def __call__(self, source: Source, sweep: Sweeps = None, cases: Cases | None = None, /, **axes: Any) -> Effect:
         """Returns the effect under every condition.
 
         Args:
-          source: results, or the table of one sweep.
+          source: results, any tables by title, or one table.
           sweep: the name of a sweep of the results; several names, or name -> title, are several conditions; None
             takes all sweeps, or the table itself.
           cases: label of a condition -> the values it fixes, where they are no product of axes.
@@ -69,17 +68,17 @@ class Measure:
         """
         fixed = {name: value for name, value in axes.items() if not _is_several(value)}
         varied = [_options(name, value) for name, value in axes.items() if _is_several(value)]
-        if cases is not None:
-            varied.insert(0, dict(cases))
-        conditions: dict[str, Callable[[], Values]] = {}
-        for (title, table), *options in product(tables_of(source, sweep).items(), *(each.items() for each in varied)):
-            label = ", ".join(filter(None, [title, *(name for name, _ in options)]))
-            case = fixed | {name: value for _, chosen in options for name, value in chosen.items()}
-            conditions[label] = partial(self._measured, table, case)
+        varied = [cases, *varied] if cases is not None else varied
+        conditions: dict[Labels | str, Callable[[], Values]] = {}
+        for title, table in tables_of(source, sweep).items():
+            for options in product(*(each.items() for each in varied)):
+                labels = tuple(filter(None, [title, *(name for name, _ in options)]))
+                case = fixed | {name: value for _, chosen in options for name, value in chosen.items()}
+                conditions[labels] = partial(self._measured, table, case)
         return Effect(self.words, conditions, {name: f"{spoken(name)} {_shown(v)}" for name, v in fixed.items()})
 
-    def called(self, words: str) -> Measure:
-        """Returns the same measure in other words, where those made from the metric's name say too little."""
+    def with_words(self, words: str) -> Measure:
+        """Returns the same measure, said in other words."""
         return replace(self, words=words)
 
     def _measured(self, table: Callable[[], Table], case: Mapping[str, Any]) -> Values:
@@ -266,7 +265,7 @@ def values_of(runs: Table, axis: str) -> np.ndarray:
     return np.unique(runs.frame[axis])
 
 
-def tables_of(source: Results | Table, sweep: Sweeps) -> dict[str, Callable[[], Table]]:
+def tables_of(source: Source, sweep: Sweeps) -> dict[str, Callable[[], Table]]:
     """Returns title -> function that returns the table; the title of one sweep named by itself is ""."""
     if isinstance(source, Table):
         if sweep is not None:
@@ -275,7 +274,7 @@ def tables_of(source: Results | Table, sweep: Sweeps) -> dict[str, Callable[[], 
     if isinstance(sweep, str):
         return {"": lambda: source[sweep]}
     names = source if sweep is None else sweep
-    titles = names if isinstance(names, Mapping) and not isinstance(names, Results) else {name: name for name in names}
+    titles = names if isinstance(names, Mapping) and names is not source else {name: name for name in names}
     return {str(title): partial(source.__getitem__, name) for name, title in titles.items()}
 
 
@@ -283,7 +282,7 @@ def _is_several(value: Any) -> bool:
     return isinstance(value, (list, tuple, range, Mapping, np.ndarray))
 
 
-def _options(name: str, values: Any) -> dict[str, dict[str, Any]]:
+def _options(name: str, values: Any) -> Cases:
     if isinstance(values, Mapping):
         return {str(title): {name: value} for value, title in values.items()}
     return {f"{spoken(name)} {_shown(value)}": {name: value} for value in values}

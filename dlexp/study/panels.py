@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dlexp.results.table import NotMeasuredError, Results, Table
+from dlexp.results.table import NotMeasuredError, Table
 from dlexp.study import statistics, style
-from dlexp.study.effects import Effect
-from dlexp.study.measures import lost_value, pick
+from dlexp.study.effects import Effect, Values, as_labels
+from dlexp.study.measures import Source, lost_value, pick
 
 GUESS = "a guess among ten classes"
 
@@ -37,10 +37,11 @@ def side_by_side(
     num_rows: int = 1,
     width: float = 5.6,
     height: float = 4.2,
+    heights: Sequence[float] | None = None,
 ) -> Figure:
     """Returns the figure of some panels, with a note that counts runs, seeds and lost runs.
 
-    One legend stands below the figure where all panels have the same entries, else one in each panel.
+    One legend stands below the figure where all panels that have entries have the same ones, else one in each panel.
 
     Args:
       panels: panels, or lists of them as `lines` returns.
@@ -50,6 +51,7 @@ def side_by_side(
       num_rows: rows of panels.
       width: of one panel, in inches.
       height: of one panel, in inches.
+      heights: of the rows, relative to one another; rows then share the height of one.
 
     Raises:
       NotMeasuredError: where there is no panel: the results lack the runs of all of them.
@@ -58,8 +60,9 @@ def side_by_side(
     if not flat:
         raise NotMeasuredError("the grid has none of the runs that this figure shows")
     num_columns = -(-len(flat) // num_rows)
-    figure = Figure(figsize=(width * num_columns, height * num_rows), layout="constrained")
-    grid = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+    total = height * (num_rows if heights is None else 1)
+    figure = Figure(figsize=(width * num_columns, total), layout="constrained")
+    grid = list(figure.subplots(num_rows, num_columns, squeeze=False, height_ratios=heights).flat)
     for panel, axes in zip(flat, grid, strict=False):
         panel.draw(axes)
     for axes in grid[len(flat) :]:
@@ -92,13 +95,13 @@ def _flat(panels: Iterable[Panel | Sequence[Panel]]) -> list[Panel]:
 
 def _shared_legend(figure: Figure, panels: Sequence[Axes], text: str) -> bool:
     """Whether one legend below the figure serves all panels; draws it, or one in each panel."""
-    labels = [axes.get_legend_handles_labels()[1] for axes in panels]
-    if len(panels) > 1 and labels[0] and all(each == labels[0] for each in labels):
-        style.legend_below(figure, panels[0], text)
+    labelled = [axes for axes in panels if axes.get_legend_handles_labels()[1]]
+    entries = [axes.get_legend_handles_labels()[1] for axes in labelled]
+    if len(panels) > 1 and len(labelled) > 1 and all(each == entries[0] for each in entries):
+        style.legend_below(figure, labelled[0], text)
         return True
-    for axes, own in zip(panels, labels, strict=True):
-        if own:
-            axes.legend(fontsize=9)
+    for axes in labelled:
+        axes.legend(fontsize=9)
     return False
 
 
@@ -113,7 +116,7 @@ def _counts(tables: Sequence[Table], lost: str) -> str:
 
 
 def heat(
-    source: Results | Table,
+    source: Source,
     sweep: str | None,
     metric: str,
     *,
@@ -180,11 +183,8 @@ def intervals(
       colors: label -> colour, where it is not the first of `style.COLORS`.
       options: of matplotlib's `Axes.set`.
     """
-    wanted = (
-        effects.conditions
-        if isinstance(effects, Effect)
-        else {label: values for label, effect in effects.items() for values in effect.conditions.values()}
-    )
+    several = effects.conditions.items() if isinstance(effects, Effect) else _only_conditions(effects)
+    wanted = {", ".join(as_labels(key)): values for key, values in several}
     measured: dict[str, np.ndarray] = {}
     for label, values in wanted.items():
         try:
@@ -203,3 +203,7 @@ def intervals(
         axes.set(**options)
 
     return [Panel(draw, tuple(runs))]
+
+
+def _only_conditions(effects: Mapping[str, Effect]) -> list[tuple[str, Callable[[], Values]]]:
+    return [(label, values) for label, effect in effects.items() for values in effect.conditions.values()]

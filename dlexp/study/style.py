@@ -169,7 +169,7 @@ def note(figure: Figure, text: str) -> None:
 def _fits(figure: Figure, labels: Sequence[str], num_columns: int) -> bool:
     """Whether a legend of that many columns is narrower than its figure, at about 0.085 inches a character."""
     columns = np.array_split([len(label) for label in labels], num_columns)
-    return sum(0.6 + 0.085 * max(column) for column in columns) < figure.get_figwidth()
+    return sum(0.75 + 0.085 * max(column) for column in columns) < 0.97 * figure.get_figwidth()
 
 
 def _wrapped(figure: Figure, text: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from dlexp.sweep import grids
+from dlexp.sweep import axes, grids
 from dlexp.sweep.grids import Block, Grid
 from dlexp.types import Experiment, Sweep
 
@@ -33,7 +33,9 @@ def sweeps(experiment: Experiment, scale: str) -> Mapping[str, Sweep]:
     if inspect.signature(experiment.sweeps).parameters:
         return experiment.sweeps(scale)
     declared = experiment.sweeps()
-    return {"smoke": smoke, "cpu": dict, "gpu": gpu}[scale](declared)
+    if scale == "smoke":
+        return smoke(declared)
+    return gpu(declared) if scale == "gpu" else declared
 
 
 def smoke(declared: Mapping[str, Sweep]) -> dict[str, Sweep]:
@@ -92,5 +94,5 @@ def _refined_axis(values: Sequence[float]) -> tuple[float, ...]:
     logs = np.log(numbers)
     if not np.allclose(np.diff(logs), logs[1] - logs[0], rtol=1e-3):
         return tuple(values)
-    between = grids.geomspace(float(numbers[0]), float(numbers[-1]), GPU_REFINEMENT * (len(numbers) - 1) + 1)
+    between = axes.geomspace(float(numbers[0]), float(numbers[-1]), GPU_REFINEMENT * (len(numbers) - 1) + 1)
     return tuple(values[i // GPU_REFINEMENT] if i % GPU_REFINEMENT == 0 else x for i, x in enumerate(between))

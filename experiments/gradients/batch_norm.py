@@ -19,9 +19,9 @@ from functools import partial
 import numpy as np
 from matplotlib.figure import Figure
 
-from dlexp import cli, learner, losses, models, optim
+from dlexp import cli, learners, losses, models, optim
 from dlexp.data import mnist1d
-from dlexp.propagation import propagation
+from dlexp.learners import propagation
 from dlexp.results import Results, Table
 from dlexp.study import (
     FRESH_SEEDS,
@@ -65,7 +65,7 @@ def network(config: Config, num_steps: int) -> Learner:
         placement="after" if placement == "after" else "before",
     )
     batch_size = config.get("batch_size", 64)
-    return learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), mnist1d.load(), batch_size=batch_size)
+    return learners.supervised(model, losses.softmax_cross_entropy, optim.sgd(), mnist1d.load(), batch_size=batch_size)
 
 
 def untrained(config: Config, num_steps: int) -> Learner:

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from matplotlib.figure import Figure
 
-from dlexp import cli, learner, losses, models, optim
+from dlexp import cli, learners, losses, models, optim
 from dlexp.data import Dataset, mnist1d
 from dlexp.results import Results
 from dlexp.study import (
@@ -53,11 +53,11 @@ def network(config: Config, num_steps: int) -> Learner:
     """40-100-100-10 on MNIST-1D with dropout after both hidden layers; also measured with what it should not do."""
     shape: dict[str, Any] = {"width": 100, "num_layers": 3, "num_outputs": 10}
     model, unscaled = models.mlp(**shape, dropout=config["convention"]), models.mlp(**shape)
-    plain = learner.supervised(
+    plain = learners.supervised(
         model, losses.softmax_cross_entropy, optim.adam(), mnist1d.load(), batch_size=100, sweep_num_train=True
     )
 
-    def evaluate(key: Key, hyper: Hyper, data: Dataset, state: learner.State) -> Metrics:
+    def evaluate(key: Key, hyper: Hyper, data: Dataset, state: learners.State) -> Metrics:
         assert data.test is not None
         variables, (inputs, labels) = {"params": state.params}, data.test
         neither, _ = unscaled.apply(variables, hyper, inputs, key=key, train=False)
@@ -156,9 +156,9 @@ def claims(results: Results) -> list[Claim]:
 def _harm(results: Results) -> Effect:
     """What the loss gains where nothing is scaled."""
     rates = {rate: f"p = {rate}" for rate in (0.2, 0.5, 0.8)}
-    neither = at_best("unscaled/loss").called("test loss in nats of networks scaled nowhere")
+    neither = at_best("unscaled/loss").with_words("test loss in nats of networks scaled nowhere")
     words = "of the same weights scaled by 1 - p at inference, at their best learning rate (1000 examples)"
-    scaled = at_best("test/loss").called(words)
+    scaled = at_best("test/loss").with_words(words)
     return neither(results, "classic", dropout_rate=rates) - scaled(results, "classic", dropout_rate=rates)
 
 
@@ -167,7 +167,7 @@ def _after_lesion(results: Results, way: str) -> Effect:
     words = "test accuracy after a random half of the hidden units, the same for both, is cut out and the others stay "
     words += "as they are or are doubled, at the best learning rate by validation"
     examples = {size: f"{size} examples, the others {way}" for size in SIZES}
-    accuracy = partial(at_best(f"lesion/{way}", failed=0.1).called(words), results, "rates", num_train=examples)
+    accuracy = partial(at_best(f"lesion/{way}", failed=0.1).with_words(words), results, "rates", num_train=examples)
     return accuracy(dropout_rate=0.5) - accuracy(dropout_rate=0.0)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from dlexp import cli, learner, losses, models, optim
+from dlexp import cli, learners, losses, models, optim
 from dlexp.data import mnist1d
 from dlexp.results import NotMeasuredError, Results, Table
 from dlexp.study import (
@@ -70,7 +70,7 @@ def network(config: Config, num_steps: int) -> Learner:
     """The MNIST-1D authors' perceptron, 40-100-100-10 with a residual layer."""
     model = models.mlp(width=100, num_layers=3, num_outputs=10, residual=True)
     tx = OPTIMIZERS[config["optimizer"]][1]
-    return learner.supervised(model, losses.softmax_cross_entropy, tx, mnist1d.load(), batch_size=100)
+    return learners.supervised(model, losses.softmax_cross_entropy, tx, mnist1d.load(), batch_size=100)
 
 
 def sweeps() -> dict[str, Sweep]:
@@ -144,7 +144,7 @@ def _measured(results: Results, measure: Measure, words: str, *names: str, decay
     for name in names or OPTIMIZERS:
         strengths = Among(STRENGTHS[name][1:]) if decayed else 0.0
         cases["best against best" if names else name] = {"optimizer": name, OPTIMIZERS[name][2]: strengths}
-    return measure.called(words)(results, "map", cases)
+    return measure.with_words(words)(results, "map", cases)
 
 
 def _less_regret(results: Results, kept: str) -> np.ndarray:
