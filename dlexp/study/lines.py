@@ -212,6 +212,8 @@ def _panel(
         _draw_beside(axes, drawn, beside)
         beside.also(axes, runs)
         axes.set(**named)
+        if x == "layer" and axes.get_xscale() == "linear":
+            axes.xaxis.get_major_locator().set_params(integer=True)
         if x not in ("step", "layer"):
             _ticks(axes, drawn, values_of(runs, x), look)
 

@@ -115,7 +115,8 @@ def at_best(
         there = [name for name in wanted if name in runs.frame]
         return statistics.chosen(runs, there, choose_by=by) if there else {}
 
-    names = " and ".join(map(spoken, wanted))
+    *others, final = map(spoken, wanted)
+    names = f"{', '.join(others)} and {final}" if others else final
     words = f"{spoken(metric)} at the best {names} by {spoken(by) if by else 'validation'}"
     return Measure(words, lambda runs: _final(runs.select(**choose(runs)), metric, lost), metric, choose, lost)
 

@@ -41,7 +41,7 @@ def side_by_side(
 ) -> Figure:
     """Returns the figure of some panels, with a note that counts runs, seeds and lost runs.
 
-    One legend stands below the figure where all panels that have entries have the same ones, else one in each panel.
+    One legend stands below the figure where one panel has the entries of all that have any, else one in each panel.
 
     Args:
       panels: panels, or lists of them as `lines` returns.
@@ -95,12 +95,16 @@ def _flat(panels: Iterable[Panel | Sequence[Panel]]) -> list[Panel]:
 
 def _shared_legend(figure: Figure, panels: Sequence[Axes], text: str) -> bool:
     """Whether one legend below the figure serves all panels; draws it, or one in each panel."""
-    labelled = [axes for axes in panels if axes.get_legend_handles_labels()[1]]
-    entries = [axes.get_legend_handles_labels()[1] for axes in labelled]
-    if len(panels) > 1 and len(labelled) > 1 and all(each == entries[0] for each in entries):
-        style.legend_below(figure, labelled[0], text)
+    entries = {axes: axes.get_legend_handles_labels()[1] for axes in panels if axes.get_legend_handles_labels()[1]}
+    fullest = max(entries, key=lambda axes: len(entries[axes]), default=None)
+    if (
+        fullest is not None
+        and len(entries) > 1
+        and all(set(each) <= set(entries[fullest]) for each in entries.values())
+    ):
+        style.legend_below(figure, fullest, text)
         return True
-    for axes in labelled:
+    for axes in entries:
         axes.legend(fontsize=9)
     return False
 
