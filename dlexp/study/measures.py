@@ -165,18 +165,28 @@ def spread_over(
     return Measure(words, of)
 
 
-def inside_minus_outside(axis: str, low: float, high: float, *, metric: str = "test/accuracy") -> Measure:
-    """Returns the measure of a metric at the best value of an axis from low to high minus at the best one beyond."""
-    best = at_best(metric, over=axis)
+def inside_minus_outside(
+    axis: str, low: float, high: float, *, metric: str = "test/accuracy", over: str | Sequence[str] = RATE
+) -> Measure:
+    """Returns the measure of a metric at the best value of an axis from low to high minus at the best one beyond.
+
+    At each value of the axis the axes of `over` are at their own best.
+    """
+    others = tuple(name for name in ((over,) if isinstance(over, str) else over) if name != axis)
+    best = at_best(metric, over=(axis, *others))
 
     def of(runs: Table) -> Values:
         values = values_of(runs, axis)
         inside = (values > 0.999 * low) & (values < 1.001 * high)
+        if inside.all() or not inside.any():
+            where = "outside" if inside.all() else "in"
+            raise NotMeasuredError(f"sweep {runs.name} has no {spoken(axis)} {where} {low:g} to {high:g}")
         within, without = (best.of(runs.select(**{axis: values[side]})) for side in (inside, ~inside))
         return np.asarray(within) - np.asarray(without)
 
     words = f"{spoken(metric)} at the best {spoken(axis)} from {low:g} to {high:g} minus at the best one outside"
-    return Measure(f"{words}, both by validation", of)
+    own = f", each at its own best {' and '.join(map(spoken, others))}, all" if others else ", both"
+    return Measure(f"{words}{own} by validation", of)
 
 
 def share(words: str, holds: Callable[[Table], np.ndarray]) -> Measure:
