@@ -394,35 +394,40 @@ def test_the_second_phase_goes_on_with_the_weights_of_the_first(devices):
         np.testing.assert_allclose(moving, whole, rtol=1e-5)  # SGD has no memory: the change changes nothing
 
 
-def test_only_the_phase_whose_turn_it_is_computes(devices):
-    counts = {"first": 0, "second": 0}
+def test_only_the_phase_whose_turn_it_is_computes():
+    counts = dict.fromkeys(("first update", "second update", "first evaluate", "second evaluate"), 0)
 
-    def counting(name):
+    def counted(name, weight):
         def count(weight):
             counts[name] += 1
             return np.asarray(weight)
 
-        def loss(key, hyper, data, weight):
-            return 0.5 * weight**2
+        return jax.pure_callback(count, jax.ShapeDtypeStruct((), jnp.float32), weight, vmap_method="broadcast_all")
 
-        made = learners.descent(lambda *_: jnp.ones(()), loss, optim.with_defaults(optim.sgd(), learning_rate=0.5))
+    def counting(name):
+        made = learners.descent(
+            lambda *_: jnp.ones(()),
+            lambda key, hyper, data, weight: 0.5 * weight**2,
+            optim.with_defaults(optim.sgd(), learning_rate=0.5),
+        )
 
         def update(drawn, hyper, data, state):
-            seen = jax.pure_callback(
-                count, jax.ShapeDtypeStruct((), jnp.float32), state.params, vmap_method="broadcast_all"
-            )
-            return made.update(drawn, hyper, data, state._replace(params=state.params + 0 * seen))
+            return made.update(drawn, hyper, data, state._replace(params=counted(f"{name} update", state.params)))
 
-        return made._replace(update=update)
+        def evaluate(key, hyper, data, state):
+            return {"train/weight": counted(f"{name} evaluate", state.params)}
+
+        return made._replace(update=update, evaluate=evaluate)
 
     made = learners.in_phases(counting("first"), counting("second"), at=3)
     values = {name: legal.default for name, legal in made.hyper.items()}
     states = jax.vmap(lambda key: made.init(key, values, made.data))(jax.random.split(KEY, 4))
     step = jax.jit(jax.vmap(lambda state: made.step(KEY, values, made.data, state)[0]))
-    for _ in range(5):
+    evaluate = jax.jit(jax.vmap(lambda state: made.evaluate(KEY, values, made.data, state)))
+    for index in range(1, 6):
         states = step(states)
-    np.testing.assert_allclose(states.after.params, 0.5**5)
-    assert counts == {"first": 3, "second": 2}
+        np.testing.assert_allclose(evaluate(states)["train/weight"], 0.5**index)
+    assert counts == {"first update": 3, "second update": 2, "first evaluate": 2, "second evaluate": 3}
 
 
 def test_phases_that_do_not_fit_are_refused():
