@@ -100,6 +100,7 @@ def plan(
         raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    machine.check_settings()
     declared = experiment.sweeps(scale)
     _check_names(experiment.name, declared)
     only = (only,) if isinstance(only, str) else only

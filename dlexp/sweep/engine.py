@@ -431,8 +431,8 @@ def _cached_placement(sharding: NamedSharding) -> Callable[[PyTree], PyTree]:
 
     def place(data: PyTree) -> PyTree:
         leaves = jax.tree.leaves(data)
-        known = held[0][0] if held else []
-        if len(known) != len(leaves) or any(a is not b for a, b in zip(known, leaves, strict=True)):
+        known = held[0][0] if held else None
+        if known is None or len(known) != len(leaves) or any(a is not b for a, b in zip(known, leaves, strict=True)):
             held[:] = [(leaves, jax.device_put(data, sharding))]
         return held[0][1]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,6 @@ CACHED_BYTES = 24 * 2**20  # all intermediate values of a call on a CPU, by the 
 EVALUATIONS_KEPT = 16  # at most, by one call
 KEPT_BYTES = 2**14  # of a run's evaluations, at most
 MEMORY_SHARE = 0.5  # of a device's memory that one call may take by estimate
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Group(NamedTuple):
@@ -158,7 +157,8 @@ def make(identity: Identity, sweep: Sweep, devices: list[jax.Device]) -> Plan:
             f"sweep {identity.sweep}: num_steps must be a multiple of num_evals={sweep.num_evals}, "
             f"got {sweep.num_steps}; take {_nearest_multiple(sweep.num_steps, sweep.num_evals)}"
         )
-    groups = tuple(_group(identity, sweep, family, devices) for family in sweep.grid.families())
+    with machine.usual_promotion():
+        groups = tuple(_group(identity, sweep, family, devices) for family in sweep.grid.families())
     return Plan(identity, sweep, groups, len(devices))
 
 
@@ -209,7 +209,7 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
         learner = learner._replace(update=None)  # measured at initialization alone
     if learner.update is None and sweep.num_steps:
         raise ValueError(f"sweep {identity.sweep}: the learner has no update, so num_steps must be 0")
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(lambda: machine.key(0))
     hyper = {name: jax.ShapeDtypeStruct((), hyper_dtype(learner, name)) for name in sorted(learner.hyper)}
     data = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, placed_dtype(leaf)), learner.data)
     state = jax.eval_shape(learner.init, key, hyper, data)
@@ -321,11 +321,26 @@ def _check(identity: Identity, sweep: Sweep, family: Family, learner: Learner | 
     for name, legal in learner.hyper.items():
         if legal.default is None and name not in family.hyper_names:
             raise ValueError(f"{where}: axis {name} is missing; give it values in the grid's hyper ({legal})")
+        elif name not in family.hyper_names:
+            _check_values(f"{where}: the default of {name}", (legal.default,), learner, name)
     for block in sweep.grid.blocks:
         for name in family.hyper_names if tuple(sorted(block.hyper)) == family.hyper_names else ():
-            for value in block.hyper[name]:
-                if value not in learner.hyper[name] or abs(value) > _LARGEST:
-                    raise ValueError(f"{where}: axis {name} must be {learner.hyper[name]}, got {value!r}")
+            _check_values(f"{where}: axis {name}", block.hyper[name], learner, name)
+
+
+def _check_values(what: str, values: Sequence[float], learner: Learner | Measurement, name: str) -> None:
+    """Raises unless they are legal, as declared and as the numbers that the runs get."""
+    legal = learner.hyper[name]
+    dtype = np.dtype(float if isinstance(learner, Measurement) else hyper_dtype(learner, name))
+    place = legal.first_illegal(values, dtype)
+    if place is None:
+        return
+    value, remedy = values[place], ""
+    if value in legal and dtype.kind == "i":
+        remedy = f", which {dtype} cannot hold; take one from {np.iinfo(dtype).min} to {np.iinfo(dtype).max}"
+    elif value in legal:
+        remedy = f", which rounds to a bound in {dtype}; take one that {dtype} tells from it"
+    raise ValueError(f"{what} must be {legal}, got {value!r}{remedy}")
 
 
 def _nearest_multiple(number: int, divisor: int) -> int:

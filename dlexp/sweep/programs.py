@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dlexp import choices, xla
+from dlexp.sweep import machine
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Run
 from dlexp.sweep.plan import Group
@@ -164,7 +165,7 @@ def lower(group: Group, mesh: jax.sharding.Mesh) -> list[Lowered]:
     made = dict(group.layout.choices)
     way_to_update = made.get("optimizer", group.open.get("optimizer", (xla.PASSES,))[0])
     platform = mesh.devices.flat[0].platform
-    with choices.made(made):
+    with choices.made(made), machine.usual_promotion():
         initialize, *others = _lower(group, mesh)
     first = Lowered(initialize, xla.compiler_options(platform))
     return [first, *(Lowered(program, xla.compiler_options(platform, way_to_update)) for program in others)]
@@ -272,7 +273,7 @@ def _one_after_another(function: Callable, axes: tuple[int | None, ...]) -> Call
 
 
 def _key(seed: jax.Array, purpose: int) -> Key:
-    return jax.random.fold_in(jax.random.key(seed), purpose)
+    return jax.random.fold_in(machine.key(seed), purpose)
 
 
 def _initialize(learner: Learner) -> Callable[..., Carry]:
