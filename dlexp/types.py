@@ -60,7 +60,7 @@ class Range(NamedTuple):
         if is_integer := np.issubdtype(dtype, np.integer):
             used, (low, high) = declared, np.clip(limits, np.iinfo(dtype).min, np.iinfo(dtype).max)
         else:
-            used, (low, high) = _rounded(declared, dtype), _rounded(limits, dtype)
+            used, (low, high) = rounded_to(declared, dtype), rounded_to(limits, dtype)
         legal = np.isfinite(used) & (declared >= self.low) & (declared <= self.high)
         legal &= (used > low) if self.open_low else (used >= low)
         legal &= (used < high) if self.open_high else (used <= high)
@@ -75,12 +75,11 @@ class Range(NamedTuple):
         return f"{kind} in {left}{self.low:g}, {self.high:g}{right}"
 
 
-def _rounded(values: np.ndarray, dtype: Any) -> np.ndarray:
-    """As numbers of a dtype of floats, 0 where they are smaller than its normal numbers."""
+def rounded_to(values: np.ndarray, dtype: Any) -> np.ndarray:
+    """Returns what programs take numbers for in a dtype of floats: 0 where they are smaller than its normal numbers."""
     with np.errstate(over="ignore"):
         rounded = values.astype(dtype)
-    rounded[np.abs(rounded) < np.finfo(dtype).tiny] = 0
-    return rounded
+    return np.where(np.abs(rounded) < np.finfo(dtype).tiny, rounded.dtype.type(0), rounded)
 
 
 class Model(NamedTuple):

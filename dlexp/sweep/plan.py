@@ -13,7 +13,7 @@ from dlexp import choices, xla
 from dlexp.sweep import cost, machine, pace
 from dlexp.sweep.grids import Family, Identity, Run, Runs
 from dlexp.sweep.pace import Layout, Measured
-from dlexp.types import Learner, Measurement, Range, Sweep
+from dlexp.types import Learner, Measurement, Range, Sweep, rounded_to
 
 DEFAULT_WIDTH = {"cpu": 8, "gpu": 512, "tpu": 512}  # runs vmapped on one device unless measured otherwise
 WIDEST = 128  # the same, at most, on a CPU where networks are so small that many cost no more than few
@@ -319,10 +319,11 @@ def _check(identity: Identity, sweep: Sweep, family: Family, learner: Learner | 
         if name in learner.hyper:
             raise ValueError(f"{where}: {name!r} is a swept value of the learner; move it from config to hyper")
     for name, legal in learner.hyper.items():
-        if legal.default is None and name not in family.hyper_names:
+        if name in family.hyper_names:
+            continue
+        if legal.default is None:
             raise ValueError(f"{where}: axis {name} is missing; give it values in the grid's hyper ({legal})")
-        elif name not in family.hyper_names:
-            _check_values(f"{where}: the default of {name}", (legal.default,), learner, name)
+        _check_values(f"{where}: the default of {name}", (legal.default,), learner, name)
     for block in sweep.grid.blocks:
         for name in family.hyper_names if tuple(sorted(block.hyper)) == family.hyper_names else ():
             _check_values(f"{where}: axis {name}", block.hyper[name], learner, name)
@@ -339,7 +340,8 @@ def _check_values(what: str, values: Sequence[float], learner: Learner | Measure
     if value in legal and dtype.kind == "i":
         remedy = f", which {dtype} cannot hold; take one from {np.iinfo(dtype).min} to {np.iinfo(dtype).max}"
     elif value in legal:
-        remedy = f", which rounds to a bound in {dtype}; take one that {dtype} tells from it"
+        used = rounded_to(np.array(value, float), dtype)
+        remedy = f", which is {used:g} in {dtype}, the precision of its programs"
     raise ValueError(f"{what} must be {legal}, got {value!r}{remedy}")
 
 
