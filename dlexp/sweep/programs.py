@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dlexp import keys
 from dlexp.ops import compiler, storage
 from dlexp.ops.choices import with_choices
+from dlexp.sweep import machine
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Run
 from dlexp.sweep.plan import Group
@@ -164,7 +165,7 @@ def lower(group: Group, mesh: jax.sharding.Mesh) -> list[Lowered]:
     """
     chosen = dict(group.layout.choices)
     way_to_update = chosen.get("optimizer", group.choices.get("optimizer", (compiler.PASSES,))[0])
-    with compiler.tracing_for(mesh.devices.flat[0].platform), with_choices(chosen):
+    with compiler.tracing_for(mesh.devices.flat[0].platform), with_choices(chosen), machine.usual_promotion():
         initialize, *others = _lower(group, mesh)
         first, options = compiler.compiler_options(), compiler.compiler_options(way_to_update)
     return [Lowered(initialize, first), *(Lowered(program, options) for program in others)]
