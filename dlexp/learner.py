@@ -94,18 +94,13 @@ def supervised(
         return State(optax.apply_updates(state.params, updates), rest, opt_state), {"batch/loss": value}
 
     def evaluate(key: Key, hyper: Hyper, data: Dataset, state: State) -> Metrics:
-        variables = {"params": state.params, **state.rest}
-
-        def outputs_of(inputs: jax.Array) -> jax.Array:
-            return model.apply(variables, hyper, inputs, key=key, train=False)[0]
-
         measured: dict[str, jax.Array] = {}
         for name, split in data._asdict().items():
             if split is None:
                 continue
             if name == "train":
                 split = Split(*(array[:num_train_evaluated] for array in split))
-            outputs = ops.in_slices(outputs_of, split.inputs) if model.is_separable else outputs_of(split.inputs)
+            outputs = _outputs(model, state, key, hyper, split.inputs)
             values = _example_metrics(loss, metrics, outputs, split.labels)
             there = _there(len(split.inputs), hyper.get("num_train") if name == "train" else None)
             measured |= {f"{name}/{metric}": jnp.mean(value, where=there) for metric, value in values.items()}
@@ -126,6 +121,15 @@ def _draw_of(batch_size: int | None) -> Callable[[Key, Hyper, Dataset], Drawn]:
         return Drawn(jax.random.randint(batch_key, (batch_size,), 0, num_train), model_key)
 
     return draw
+
+
+def _outputs(model: Model, state: State, key: Key, hyper: Hyper, inputs: jax.Array) -> jax.Array:
+    variables = {"params": state.params, **state.rest}
+
+    def outputs_of(inputs: jax.Array) -> jax.Array:
+        return model.apply(variables, hyper, inputs, key=key, train=False)[0]
+
+    return ops.in_slices(outputs_of, inputs) if model.is_separable else outputs_of(inputs)
 
 
 def _split_params(variables: PyTree) -> tuple[PyTree, dict[str, Any]]:
