@@ -235,6 +235,47 @@ def chain(*optimizers: Optimizer) -> Optimizer:
     return Optimizer(hyper, lambda values: optax.chain(*(each.make_tx(values) for each in optimizers)))
 
 
+def renamed(optimizer: Optimizer, **names: str) -> Optimizer:
+    """Returns the optimizer whose swept numbers have other names: `renamed(adam(), learning_rate="critic_rate")`.
+
+    Args:
+      optimizer: whose numbers are renamed.
+      names: its name -> the new one; the others keep theirs.
+
+    Raises:
+      ValueError: where the optimizer has no number of that name, or two would get the same.
+    """
+    if unknown := sorted(names.keys() - optimizer.hyper.keys()):
+        known = ", ".join(sorted(optimizer.hyper))
+        raise ValueError(f"renamed: the optimizer has no {', '.join(unknown)}; it has {known}")
+    new_names = {name: names.get(name, name) for name in optimizer.hyper}
+    if len(set(new_names.values())) < len(new_names):
+        raise ValueError(f"renamed: two numbers would have the same name, got {', '.join(sorted(new_names.values()))}")
+
+    def make_tx(values: Hyper) -> optax.GradientTransformation:
+        return optimizer.make_tx({name: values[new] for name, new in new_names.items()})
+
+    return Optimizer({new_names[name]: legal for name, legal in optimizer.hyper.items()}, make_tx)
+
+
+def with_defaults(optimizer: Optimizer, **values: float) -> Optimizer:
+    """Returns the optimizer with values for runs whose grid does not name them.
+
+    `with_defaults(sgd(), learning_rate=0.1)` can be run without an axis of rates.
+
+    Raises:
+      ValueError: where the optimizer has no number of that name, or the value is out of its range.
+    """
+    hyper = dict(optimizer.hyper)
+    for name, value in values.items():
+        if name not in hyper:
+            raise ValueError(f"with_defaults: the optimizer has no {name}; it has {', '.join(sorted(hyper))}")
+        if value not in hyper[name]:
+            raise ValueError(f"with_defaults: {name} must be {hyper[name]}, got {value!r}")
+        hyper[name] = hyper[name]._replace(default=value)
+    return optimizer._replace(hyper=hyper)
+
+
 def from_name(name: str, schedule: Schedule | None = None) -> Optimizer:
     """Returns sgd, momentum, rmsprop, adam or adamw with its defaults.
 

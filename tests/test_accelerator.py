@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from dlexp import api, learner, losses, models, optim
+from dlexp import api, learners, losses, models, optim
 from dlexp.data import Dataset, bundled
 from dlexp.models import ConvLayer
 from dlexp.ops import convolution
@@ -59,7 +59,7 @@ def test_every_layout_is_timed_and_trains():
     data = Dataset(bundled.load("digits").train)
 
     def make_learner(config, num_steps):
-        return learner.supervised(model, losses.softmax_cross_entropy, optim.adam(), data, batch_size=16)
+        return learners.supervised(model, losses.softmax_cross_entropy, optim.adam(), data, batch_size=16)
 
     sweep = Sweep(grid(hyper={"learning_rate": RATES}, seeds=300), make_learner, 100)
     plan = planning.make(Identity("tests.layouts", 1, "main", 100), sweep, devices)

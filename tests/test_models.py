@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlexp import learner, losses, models, optim
+from dlexp import learners, losses, models, optim
 from dlexp.data import Dataset, bundled, mnist1d
 from dlexp.models import initializers, layers, perceptron
 from dlexp.ops import batches, convolution, winograd
@@ -19,6 +19,7 @@ from dlexp.sweep.grids import Run
 from dlexp.sweep.plan import full_hyper
 from dlexp.types import Model, Range
 from tests.conftest import finished, metric
+
 
 KEY = jax.random.key(0)
 
@@ -230,7 +231,7 @@ def test_zeros_and_constant_initializers_are_what_they_say():
 
 def test_constant_initialization_keeps_hidden_units_identical_for_ever():
     model = models.mlp(width=16, num_layers=3, num_outputs=10, activation="tanh", initializer="constant")
-    made = learner.supervised(model, losses.softmax_cross_entropy, optim.adam(), bundled.load("digits"), batch_size=32)
+    made = learners.supervised(model, losses.softmax_cross_entropy, optim.adam(), bundled.load("digits"), batch_size=32)
     hyper = full_hyper(made, Run({}, {"learning_rate": 0.01, "init_scale": 0.1}, 0))
     state = made.init(KEY, hyper, made.data)
     update = jax.jit(made.step)
@@ -349,7 +350,7 @@ def test_both_dropout_conventions_are_one_network_up_to_the_next_layers_weights(
     )
     data = bundled.load("digits")
     inputs = data.test.inputs[:50]
-    made = learner.supervised(inverted, losses.softmax_cross_entropy, optim.adam(), data, batch_size=32)
+    made = learners.supervised(inverted, losses.softmax_cross_entropy, optim.adam(), data, batch_size=32)
     hyper = full_hyper(made, Run({}, {"learning_rate": 0.01, "dropout_rate": rate}, 0))
     state, update = made.init(KEY, hyper, made.data), jax.jit(made.step)
     for step in range(100):
@@ -378,7 +379,7 @@ def test_the_rate_of_dropout_is_swept(devices):
     def make_learner(config, num_steps):
         model = models.mlp(width=16, num_layers=2, num_outputs=10, dropout="inverted")
         data = bundled.load("digits")
-        return learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=16)
+        return learners.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=16)
 
     sweep = grid(hyper={"learning_rate": (0.1,), "dropout_rate": (0.0, 0.5)})
     rows = finished(sweep, devices, make_learner=make_learner)
@@ -411,7 +412,7 @@ def test_logistic_regression_reaches_its_accuracy_on_mnist1d(devices):
     def make_learner(config, num_steps):
         model = models.mlp(width=1, num_layers=1, num_outputs=10)
         data = mnist1d.load()
-        return learner.supervised(
+        return learners.supervised(
             model,
             losses.softmax_cross_entropy,
             optim.momentum(),
@@ -443,7 +444,7 @@ def test_a_block_of_ones_own_may_sweep_what_it_reads(devices):
     def make_learner(config, num_steps):
         model = models.mlp(width=8, num_layers=3, num_outputs=10, block=block, hyper={"gain": Range(0.0)})
         data = bundled.load("digits")
-        return learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=16)
+        return learners.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=16)
 
     sweep = grid(hyper={"learning_rate": (0.1,), "gain": (0.0, 1.0)})
     rows = finished(sweep, devices, make_learner=make_learner, num_steps=2)
@@ -473,7 +474,7 @@ def test_batches_larger_than_the_training_set_are_refused():
     data = bundled.load("iris")
     model = models.mlp(width=4, num_layers=2, num_outputs=3)
     with pytest.raises(ValueError, match=r"batch_size must be in \[1, 90\]"):
-        learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=91)
+        learners.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=91)
 
 
 def test_a_recurrent_network_is_its_recursion():
@@ -536,7 +537,7 @@ def test_a_swept_training_size_is_the_same_as_a_smaller_data_set(devices):
         def make_learner(config, num_steps):
             model = models.mlp(width=8, num_layers=2, num_outputs=10)
             tx, loss = optim.sgd(), losses.softmax_cross_entropy
-            return learner.supervised(model, loss, tx, data, batch_size=16, sweep_num_train=sweep)
+            return learners.supervised(model, loss, tx, data, batch_size=16, sweep_num_train=sweep)
 
         return make_learner
 
@@ -634,7 +635,7 @@ def small_cnn(wrap=lambda model: model, **options):
     model = wrap(models.cnn(input_shape=(8, 8, 1), conv_layers=conv, num_outputs=10, **options))
     data = jax.tree.map(jnp.asarray, bundled.load("digits"))
     data = Dataset(data.train._replace(inputs=data.train.inputs.reshape(-1, 8, 8)))
-    return learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=16)
+    return learners.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=16)
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="batches are cut for a CPU's caches")

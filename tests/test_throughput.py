@@ -69,8 +69,8 @@ def test_layouts_are_timed_beside_the_chosen_one():
     explicit = throughput._explicit(group.with_layout(group.layout._replace(width=2)))
     assert explicit == Layout(2, False, (("convolution", "winograd"), ("optimizer", "passes"), ("seed", "own")))
     assert throughput._explicit(group.with_layout(Layout(2))).choices[1] == ("optimizer", "one_pass")
-    assert explicit in list(throughput.layouts("cnn_8x8"))
-    timed = [ready.chosen, *throughput.layouts("tiny")]
+    assert explicit in list(throughput.layouts_of("cnn_8x8"))
+    timed = [ready.chosen, *throughput.layouts_of("tiny")]
     rates = ready.bench.rates(timed[:2])
     assert all(rate > 0 for rate in rates.values())
     assert list(rates) == timed[:2]

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dlexp import learner, losses, models, ops, optim
+from dlexp import learners, losses, models, ops, optim
 from dlexp.data import Dataset
 from dlexp.sweep import Grid, engine, geomspace, grid, machine
 from dlexp.sweep import plan as planning
@@ -55,7 +55,7 @@ class Workload(NamedTuple):
     def learner_of(self, model: Model) -> Learner:
         """The same training of any model."""
         data, tx = Dataset(self.data.train), optim.adam()
-        return learner.supervised(model, losses.softmax_cross_entropy, tx, data, batch_size=self.batch_size)
+        return learners.supervised(model, losses.softmax_cross_entropy, tx, data, batch_size=self.batch_size)
 
     def rates(self) -> np.ndarray:
         """A learning rate for each run."""
@@ -106,7 +106,7 @@ def _linen_learner(work: Workload) -> Learner:
     optimizer = optim.Optimizer(
         {"learning_rate": optim.LEARNING_RATE}, lambda hyper: optax.adam(hyper["learning_rate"])
     )
-    return learner.supervised(
+    return learners.supervised(
         models.from_linen(_Linen(work.network)),
         losses.softmax_cross_entropy,
         optimizer,

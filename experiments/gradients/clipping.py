@@ -17,10 +17,10 @@ from __future__ import annotations
 import jax
 import numpy as np
 import optax
+from dlexp.claims import Claim, each, judge
 from matplotlib.figure import Figure
 
-from dlexp import analysis, cli, learner, losses, models, optim, plots
-from dlexp.claims import Claim, each, judge
+from dlexp import analysis, cli, learners, losses, models, optim, plots
 from dlexp.data import Dataset, Split
 from dlexp.results import Results, Table
 from dlexp.sweep import geomspace, grid
@@ -53,7 +53,7 @@ def network(config: Config, num_steps: int) -> Learner:
     model = models.rnn(width=32, num_outputs=1)
     tx = optim.chain(*CLIPPINGS[config["clipping"]], optim.sgd())
     data = Dataset(*(adding_problem(num, seed) for seed, num in enumerate((4000, 1000, 1000))))
-    return learner.supervised(model, losses.squared_error, tx, data, batch_size=32)
+    return learners.supervised(model, losses.squared_error, tx, data, batch_size=32)
 
 
 def cliff(config: Config, num_steps: int) -> Learner:
@@ -63,16 +63,16 @@ def cliff(config: Config, num_steps: int) -> Learner:
     def loss(weight: jax.Array) -> jax.Array:
         return 0.5 * (weight**CLIFF_STEPS - 1) ** 2
 
-    def init(key: Key, hyper: Hyper, data: PyTree) -> learner.State:
+    def init(key: Key, hyper: Hyper, data: PyTree) -> learners.State:
         weight = 1.02 + 0.03 * jax.random.uniform(key)
-        return learner.State(weight, {}, tx.make_tx(hyper).init(weight))
+        return learners.State(weight, {}, tx.make_tx(hyper).init(weight))
 
-    def update(key: Key, hyper: Hyper, data: PyTree, state: learner.State) -> tuple[learner.State, Metrics]:
+    def update(key: Key, hyper: Hyper, data: PyTree, state: learners.State) -> tuple[learners.State, Metrics]:
         value, grad = jax.value_and_grad(loss)(state.params)
         updates, opt_state = tx.make_tx(hyper).update(grad, state.opt_state, state.params)
-        return learner.State(optax.apply_updates(state.params, updates), {}, opt_state), {"batch/loss": value}
+        return learners.State(optax.apply_updates(state.params, updates), {}, opt_state), {"batch/loss": value}
 
-    def evaluate(key: Key, hyper: Hyper, data: PyTree, state: learner.State) -> Metrics:
+    def evaluate(key: Key, hyper: Hyper, data: PyTree, state: learners.State) -> Metrics:
         return {"cliff/weight": state.params, "train/loss": loss(state.params)}
 
     return Learner({"unused": np.zeros(1)}, tx.hyper, init, update, evaluate)

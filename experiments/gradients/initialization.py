@@ -17,12 +17,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from dlexp.claims import Claim, each, judge
 from matplotlib.figure import Figure
 
-from dlexp import analysis, cli, learner, losses, models, optim, plots
-from dlexp.claims import Claim, each, judge
+from dlexp import analysis, cli, learners, losses, models, optim, plots
 from dlexp.data import bundled
-from dlexp.propagation import propagation
+from dlexp.learners.propagation import propagation
 from dlexp.results import Results, Table
 from dlexp.sweep import grid
 from dlexp.theory import mean_field
@@ -45,16 +45,16 @@ def network(config: Config, num_steps: int) -> Learner:
         initializer="lecun",
     )
     data = bundled.load("digits")
-    return learner.supervised(model, losses.softmax_cross_entropy, optim.momentum(), data, batch_size=64)
+    return learners.supervised(model, losses.softmax_cross_entropy, optim.momentum(), data, batch_size=64)
 
 
 def alike(config: Config, num_steps: int) -> Learner:
     """Three layers of 16 ReLUs that start alike; also measures how far the units of a layer have come apart."""
     model = models.mlp(width=16, num_layers=3, num_outputs=10, initializer=config["start"])
     data = bundled.load("digits")
-    trained = learner.supervised(model, losses.softmax_cross_entropy, optim.momentum(), data, batch_size=64)
+    trained = learners.supervised(model, losses.softmax_cross_entropy, optim.momentum(), data, batch_size=64)
 
-    def evaluate(key: Key, hyper: Hyper, data: PyTree, state: learner.State) -> Metrics:
+    def evaluate(key: Key, hyper: Hyper, data: PyTree, state: learners.State) -> Metrics:
         kernels = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state.params) if _hidden_kernel(path)]
         apart = [jnp.max(jnp.abs(kernel - kernel[..., :1])) for kernel in kernels]
         return {**trained.evaluate(key, hyper, data, state), "units/apart": jnp.max(jnp.stack(apart))}

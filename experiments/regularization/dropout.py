@@ -23,10 +23,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from dlexp.claims import Claim, each, judge
 from matplotlib.figure import Figure
 
-from dlexp import analysis, cli, learner, losses, models, optim, plots
-from dlexp.claims import Claim, each, judge
+from dlexp import analysis, cli, learners, losses, models, optim, plots
 from dlexp.data import Dataset, mnist1d
 from dlexp.results import Results, Table
 from dlexp.sweep import grid
@@ -43,11 +43,11 @@ def network(config: Config, num_steps: int) -> Learner:
     """40-100-100-10 on MNIST-1D with dropout after both hidden layers; also measured with what it should not do."""
     shape: dict[str, Any] = {"width": 100, "num_layers": 3, "num_outputs": 10}
     model, unscaled = models.mlp(**shape, dropout=config["convention"]), models.mlp(**shape)
-    plain = learner.supervised(
+    plain = learners.supervised(
         model, losses.softmax_cross_entropy, optim.adam(), mnist1d.load(), batch_size=100, sweep_num_train=True
     )
 
-    def evaluate(key: Key, hyper: Hyper, data: Dataset, state: learner.State) -> Metrics:
+    def evaluate(key: Key, hyper: Hyper, data: Dataset, state: learners.State) -> Metrics:
         assert data.test is not None
         variables, (inputs, labels) = {"params": state.params}, data.test
         neither, _ = unscaled.apply(variables, hyper, inputs, key=key, train=False)
