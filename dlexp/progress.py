@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from types import TracebackType
 
@@ -34,7 +35,9 @@ class Display:
         self._unit = max(num_steps, 1)
         self._advanced, self._diverged, self._diverged_here = 0.0, 0, 0
         self._began = self._spoken = time.monotonic()
-        self._live = console.is_terminal or console.is_jupyter
+        self._under_way = 0
+        has_widgets = importlib.util.find_spec("ipywidgets") is not None  # without them a notebook shows no bar at all
+        self._live = has_widgets if console.is_jupyter else console.is_terminal
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -63,9 +66,10 @@ class Display:
         if not self._live:
             say(self._console, f"{self._sweep}: compiling {config}")
 
-    def advanced(self, run_steps: int, num_nonfinite: int) -> None:
-        """Runs made some steps."""
+    def advanced(self, run_steps: int, num_nonfinite: int, num_runs: int) -> None:
+        """Runs made some steps, all of them together so many; so many runs are under way."""
         self._advanced += run_steps / self._unit
+        self._under_way = num_runs
         self._diverged_here = num_nonfinite
         self._bar.update(self._task, completed=self._before + self._advanced, text=self._text())
         if not self._live and time.monotonic() - self._spoken > _PLAIN_SECONDS:
@@ -73,20 +77,34 @@ class Display:
 
     def started_over(self) -> None:
         """The chunk under way begins anew: its steps so far do not count."""
-        self._advanced, self._diverged_here = float(self._done - self._before), 0
+        self._advanced, self._diverged_here, self._under_way = float(self._done - self._before), 0, 0
 
     def finished(self, num_runs: int, num_nonfinite: int) -> None:
         """A chunk of runs is trained."""
         self._done += num_runs
-        self._diverged, self._diverged_here = self._diverged + num_nonfinite, 0
+        self._diverged, self._diverged_here, self._under_way = self._diverged + num_nonfinite, 0, 0
         self._advanced = float(self._done - self._before)
         self._bar.update(self._task, completed=float(self._done), text=self._text())
 
     def _text(self) -> str:
         diverged = self._diverged + self._diverged_here
         steps = int((self._before + self._advanced) * self._unit)
-        counts = f"{self._done} of {self._num_runs} runs, {steps:,} steps"
-        return f"{counts}, {self._rate():.1f} runs/s, {diverged} non-finite"
+        counts = f"{self._done} of {self._num_runs} runs{self._way()}, {steps:,} steps"
+        return f"{counts}, {self._pace()}, {diverged} non-finite"
+
+    def _way(self) -> str:
+        """How far the runs under way are, where there are any."""
+        if not self._under_way:
+            return ""
+        made = self._advanced - (self._done - self._before)
+        return f" ({self._under_way} under way, {made / self._under_way:.0%})"
+
+    def _pace(self) -> str:
+        """Runs a second; steps a second where a run takes longer than one."""
+        rate = self._rate()
+        if rate >= 1 or self._unit == 1:
+            return f"{rate:.1f} runs/s" if rate >= 0.1 or not rate else f"{1 / rate:.0f} s a run"
+        return f"{rate * self._unit:,.0f} steps/s"
 
     def _rate(self) -> float:
         return self._advanced / max(time.monotonic() - self._began, 1e-9)
