@@ -68,7 +68,13 @@ def normalize(inputs: jax.Array, normalization: str, train: bool, axis: int = -1
 
 
 def dropout(
-    inputs: jax.Array, rate: jax.Array, key: Key, *, train: bool, convention: str, batch_last: bool = False
+    inputs: jax.Array,
+    rate: jax.Array,
+    key: Key,
+    *,
+    train: bool,
+    convention: str = "inverted",
+    batch_last: bool = False,
 ) -> jax.Array:
     """Returns the inputs with each unit dropped with probability `rate` in training; the same ones, batch last or not.
 
