@@ -4,9 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from dlexp import xla
+from dlexp import ops
 
 MANY_CLASSES = 100  # from here on a comparison with the label's logit is faster than argmax
 
@@ -18,18 +17,7 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     logits the loss is `log(num_classes)`.
     """
     chex.assert_rank(logits, labels.ndim + 1)
-    if logits.ndim == 2 and xla.is_batch_shared():
-        return _cross_entropy_classes_first(logits.T, labels)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-
-
-def _cross_entropy_classes_first(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The same of logits `[class, batch]`, as networks with the batch last make them: they train 1.04 times as fast."""
-    shifted = logits - jax.lax.stop_gradient(logits.max(axis=0))
-    places = jnp.where(labels < 0, labels + len(logits), labels)
-    is_label = places == jnp.arange(len(logits))[:, None]
-    values = jnp.log(jnp.exp(shifted).sum(axis=0)) - jnp.where(is_label, shifted, 0).sum(axis=0)
-    return values + jnp.where((places >= 0) & (places < len(logits)), 0.0, jnp.nan)  # as Optax takes other labels
+    return ops.softmax_cross_entropy(logits, labels)
 
 
 def squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:

@@ -10,14 +10,13 @@ if TYPE_CHECKING:
     import jax
     from matplotlib.figure import Figure
 
-    from dlexp.claims import Claim
     from dlexp.results.table import Results
+    from dlexp.study.claims import Claim
     from dlexp.sweep.grids import Grid
 
 Key: TypeAlias = "jax.Array"
 Hyper: TypeAlias = "Mapping[str, jax.Array]"
 Metrics: TypeAlias = "Mapping[str, jax.Array]"
-Figures: TypeAlias = "Mapping[str, Figure | Callable[[], Figure]]"
 Config = Mapping[str, Any]
 PyTree = Any
 
@@ -145,16 +144,22 @@ class Experiment(NamedTuple):
     Attributes:
       name: `section.module`, unique; also the folder of its results.
       version: part of every run's identity; raise it when the meaning of the code or its constants changes.
-      question: one sentence that ends with a question mark.
-      sweeps: `scale -> {name: Sweep}` for the scales `smoke`, `cpu` and `gpu`.
-      figures: `results -> {name: Figure}`, from saved results alone; a function in place of a Figure is called when
-        it is its turn, and a figure whose points the grid lacks (`NotMeasuredError`) is left out.
+      doc: the module's docstring; its first line is the question and ends with a question mark.
+      sweeps: `() -> {name: Sweep}` at the size for two CPU cores, from which `smoke` and `gpu` are derived
+        (`dlexp.sweep.scales`); or `scale -> {name: Sweep}`, which says all three itself.
+      figures: functions `results -> Figure` of saved results alone; a figure has its function's name, and one whose
+        runs the grid lacks (`NotMeasuredError`) is left out.
       claims: `results -> [Claim]`, from saved results alone.
     """
 
     name: str
     version: int
-    question: str
-    sweeps: Callable[[str], Mapping[str, Sweep]]
-    figures: Callable[[Results], Figures] = lambda results: {}
+    doc: str
+    sweeps: Callable[..., Mapping[str, Sweep]]
+    figures: Sequence[Callable[[Results], Figure]] = ()
     claims: Callable[[Results], Sequence[Claim]] = lambda results: ()
+
+    @property
+    def question(self) -> str:
+        """The first line of the docstring."""
+        return self.doc.strip().splitlines()[0].strip() if self.doc and self.doc.strip() else ""

@@ -99,7 +99,7 @@ def finished(
         Identity("tests.any", 1, "main", num_steps), Sweep(grid, make_learner, num_steps, num_evals), devices
     )
     rows = {}
-    for event in engine.train(plan, devices, done):
+    for event in engine.train(plan, devices, plan.missing(done)):
         if isinstance(event, engine.Finished):
             for row, (_, run) in enumerate(event.runs):
                 rows[(*run.config.values(), *run.hyper.values(), run.seed)] = (event, row)

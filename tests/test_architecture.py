@@ -22,6 +22,11 @@ NO_FILES = ("dlexp.results", "dlexp.data", "dlexp.models", "dlexp.api", "pandas"
 OUTER = ("dlexp.api", "dlexp.cli", "dlexp.report", "experiments")
 FORBIDDEN = {
     "dlexp/types.py": ("dlexp", "jax", "flax", "optax"),
+    "dlexp/checks.py": ("dlexp", "jax", "flax", "optax"),
+    "dlexp/ops/": (
+        *("dlexp.models", "dlexp.losses", "dlexp.optim", "dlexp.learners", "dlexp.data", "dlexp.sweep"),
+        *("dlexp.results", "flax", *OUTER),
+    ),
     "dlexp/losses.py": ("dlexp.learners", "dlexp.sweep", "dlexp.results", *OUTER),
     "dlexp/optim.py": ("dlexp.learners", "dlexp.sweep", "dlexp.results", *OUTER),
     "dlexp/models/": ("dlexp.learners", "dlexp.sweep", "dlexp.results", "dlexp.data", *OUTER),
@@ -31,9 +36,9 @@ FORBIDDEN = {
     "dlexp/learners/supervised.py": ("dlexp.models",),
     "dlexp/sweep/": (*NO_FILES, "dlexp.learners", "flax", "optax", *OUTER),
     "dlexp/results/": (*NO_MODEL_NO_ENGINE, *OUTER),
-    "dlexp/analysis.py": (*NO_MODEL_NO_ENGINE, *OUTER),
-    "dlexp/claims.py": (*NO_MODEL_NO_ENGINE, *OUTER),
-    "dlexp/plots.py": (*NO_MODEL_NO_ENGINE, *OUTER),
+    "dlexp/study/": (*NO_MODEL_NO_ENGINE, *OUTER),
+    "dlexp/study/statistics.py": ("dlexp.study", "matplotlib"),
+    "dlexp/study/effects.py": ("dlexp",),
     "dlexp/api.py": ("dlexp.models", "dlexp.learners", "dlexp.cli", "flax", "experiments"),
     "dlexp/cli.py": ("dlexp.models", "dlexp.learners", "dlexp.sweep.engine", "flax", "experiments"),
 }

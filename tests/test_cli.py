@@ -445,7 +445,7 @@ def test_a_choice_that_the_experiment_does_not_know_is_said_in_a_sentence(tmp_pa
 
     status, _, said = main("--axis=kind=fancy", experiment=SMALL._replace(sweeps=sweeps), out=tmp_path / "runs")
     assert status == 2
-    assert "sweep main: the experiment knows no 'fancy' (kind='fancy')" in said.replace("\n", " ")
+    assert "--axis=kind=fancy: the experiment knows no 'fancy'" in said
     assert not (tmp_path / "runs").exists()
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlexp.sweep import cost, geomspace, grid, grids, machine
+from dlexp.sweep import axes, cost, geomspace, grid, machine
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Identity, Run, run_id
 from dlexp.types import Range, Sweep
@@ -20,7 +20,7 @@ from tests.conftest import small_learner
 
 IDENTITY = Identity("tests.any", 1, "main", 100)
 
-names = st.text("abcdefgh_", min_size=1, max_size=6).filter(lambda name: name not in grids.RESERVED)
+names = st.text("abcdefgh_", min_size=1, max_size=6).filter(lambda name: name not in axes.RESERVED)
 numbers = st.floats(allow_nan=False, allow_infinity=False, width=32)
 texts = st.text("ab_ 0.é中🙂", max_size=5)
 hypers = st.dictionaries(names, numbers, max_size=4)
@@ -59,7 +59,7 @@ def test_a_grid_is_walked_by_seed_in_the_same_order_within_each():
         seeds = list(dict.fromkeys(run.seed for run in by_seed))
         assert by_seed == [run for seed in seeds for run in runs if run.seed == seed]
         assert len(by_seed) == len(runs)
-        assert declared.seeds_by_runs(family) == counts
+        assert declared.numbered(family).seeds_by_runs == counts
         assert declared.num_runs(family) == len(runs)
 
 
@@ -147,8 +147,8 @@ def test_geomspace_has_equal_ratios_and_exact_ends(low, ratio, num):
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5, unique_by=lambda x: format(x + 0.0, ".9g")))
 def test_an_axis_flag_reads_back_the_numbers_it_was_written_with(values):
     text = ",".join(map(repr, values))
-    assert grids.parse_values(text, like=(0.5,)) == tuple(values)
-    assert grids.parse_axis(f"a={text}") == ("a", text)
+    assert axes.parse_values(text, like=(0.5,)) == tuple(values)
+    assert axes.parse_axis(f"a={text}") == ("a", text)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_an_axis_flag_reads_back_the_numbers_it_was_written_with(values):
     ],
 )
 def test_an_axis_flag_takes_the_type_of_the_axis(text, like, expected):
-    assert grids.parse_values(text, like) == expected
+    assert axes.parse_values(text, like) == expected
 
 
 @pytest.mark.parametrize(

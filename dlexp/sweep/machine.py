@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 import dlexp
-from dlexp import xla
+from dlexp.ops import compiler
 
 _UNKNOWN_MEMORY = 8 * 2**30
 
@@ -22,7 +22,7 @@ def start_devices() -> list[jax.Device]:
     """Returns the local devices; on a CPU that is not in use yet, one device a core."""
     with contextlib.suppress(RuntimeError):  # the backend is up already, as in a notebook: take what there is
         jax.config.update("jax_num_cpu_devices", num_cores())
-        xla.allow_one_pass()
+        compiler.allow_one_pass()
     return jax.local_devices()
 
 

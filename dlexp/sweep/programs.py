@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dlexp import choices, keys, xla
+from dlexp import keys
+from dlexp.ops import compiler, storage
+from dlexp.ops.choices import with_choices
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Run
 from dlexp.sweep.plan import Group
@@ -160,13 +162,12 @@ def lower(group: Group, mesh: jax.sharding.Mesh) -> list[Lowered]:
     That is the evaluation where nothing is trained; a step and the evaluation where the layout is step by step; else
     one program of steps and evaluations.
     """
-    made = dict(group.layout.choices)
-    way_to_update = made.get("optimizer", group.open.get("optimizer", (xla.PASSES,))[0])
-    platform = mesh.devices.flat[0].platform
-    with choices.made(made):
+    chosen = dict(group.layout.choices)
+    way_to_update = chosen.get("optimizer", group.choices.get("optimizer", (compiler.PASSES,))[0])
+    with compiler.tracing_for(mesh.devices.flat[0].platform), with_choices(chosen):
         initialize, *others = _lower(group, mesh)
-    first = Lowered(initialize, xla.compiler_options(platform))
-    return [first, *(Lowered(program, xla.compiler_options(platform, way_to_update)) for program in others)]
+        first, options = compiler.compiler_options(), compiler.compiler_options(way_to_update)
+    return [Lowered(initialize, first), *(Lowered(program, options) for program in others)]
 
 
 def _lower(group: Group, mesh: jax.sharding.Mesh) -> list[Any]:
@@ -311,7 +312,7 @@ def _step(learner: Learner) -> Callable[..., Carry]:
 def _steps(learner: Learner) -> Callable[..., Carry]:
     """The steps from `first` to `end`, all of the interval from `origin`; chance is drawn for blocks of them.
 
-    The carry is `xla.exchanged`, before and after.
+    The carry is stored as `storage.enter` returns it, before and after.
     """
     make_step = _step(learner)
 
@@ -331,7 +332,7 @@ def _steps(learner: Learner) -> Callable[..., Carry]:
                 own = jax.tree.map(lambda leaf: leaf[index - begin], drawn)
                 return make_step(own, hyper, data, carry, origin, index)
 
-            return jax.lax.fori_loop(begin, jnp.minimum(begin + STEPS_DRAWN, end), xla.laid(step), carry)
+            return jax.lax.fori_loop(begin, jnp.minimum(begin + STEPS_DRAWN, end), storage.body(step), carry)
 
         return jax.lax.fori_loop(0, -((first - end) // STEPS_DRAWN), block, carry)
 
@@ -359,14 +360,14 @@ def _segment(learner: Learner, num_kept: int) -> Callable[..., tuple[Carry, Eval
             carry = make_steps(seed, hyper, data, carry, origin, first, jnp.minimum(end, stop))
 
             def keep(kept: Evaluation) -> Evaluation:
-                made = evaluate(seed, hyper, data, xla.exchanged(carry))
+                made = evaluate(seed, hyper, data, storage.leave(carry))
                 return jax.tree.map(lambda all_, one: all_.at[number].set(one), kept, made)
 
             return carry, jax.lax.cond(end <= stop, keep, lambda kept: kept, kept)
 
         num_pieces = -(-stop // interval) - start // interval
-        carry, kept = jax.lax.fori_loop(0, num_pieces, piece, (xla.exchanged(carry), kept))
-        return xla.exchanged(carry), kept
+        carry, kept = jax.lax.fori_loop(0, num_pieces, piece, (storage.enter(carry), kept))
+        return storage.leave(carry), kept
 
     return segment
 

@@ -21,11 +21,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from dlexp.claims import Claim, each, judge
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dlexp import analysis, cli, learners, losses, models, optim, plots
-from dlexp.claims import Claim, each, judge
 from dlexp.data import bundled
 from dlexp.learners.propagation import propagation
 from dlexp.results import Results, Table

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dlexp import choices, learners, losses, models, optim, xla
+from dlexp import learners, losses, models, ops, optim
 from dlexp.data import Dataset
 from dlexp.sweep import Grid, engine, geomspace, grid, machine
 from dlexp.sweep import plan as planning
@@ -145,7 +145,10 @@ def this_engine(work: Workload, layout: Layout) -> Rate:
 
 
 def bare_loop(work: Workload, layout: Layout) -> Rate:
-    """The same learner in hand-written programs of the same layout, and no engine around them."""
+    """The same learner in hand-written programs of the same layout, and no engine around them.
+
+    From this package it takes the learner and the room `ops`, by which its programs are laid out like the engine's.
+    """
     devices = machine.start_devices()
     mesh = jax.make_mesh((len(devices),), ("run",), axis_types=(AxisType.Auto,), devices=devices)
     each, num_rows = work.learner(), layout.width * len(devices)
@@ -158,17 +161,17 @@ def bare_loop(work: Workload, layout: Layout) -> Rate:
         many = jax.vmap(function, in_axes=axes)
         return jax.shard_map(many, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("run"), check_vma=False)
 
-    made = dict(layout.choices)
-    options = xla.compiler_options(devices[0].platform, made.get("optimizer", xla.ways_to_update()[0]))
+    chosen = dict(layout.choices)
+    options = ops.compiler.compiler_options(chosen.get("optimizer", ops.compiler.ways_to_update()[0]))
     sharding = NamedSharding(mesh, PartitionSpec("run"))
     way = _Way(spread, layout.stepwise, options, sharding, layout.shares_seed, _laid_loop)
-    with choices.made(made):
+    with ops.choices.with_choices(chosen):
         return _jax_rate(each, work, num_rows, way)
 
 
 def _laid_loop(start: jax.Array, stop: jax.Array, step: Callable, state: Any) -> Any:
-    """Whose state lies in memory as the engine's does."""
-    return xla.exchanged(jax.lax.fori_loop(start, stop, xla.laid(step), xla.exchanged(state)))
+    """A loop whose state is stored as the engine's is."""
+    return ops.storage.leave(jax.lax.fori_loop(start, stop, ops.storage.body(step), ops.storage.enter(state)))
 
 
 def one_vmap(work: Workload) -> Rate:
@@ -204,8 +207,8 @@ def python_loop(work: Workload) -> Rate:
 
 def _usual_rate(work: Workload, num_rows: int, spread: Callable, stepwise: bool) -> Rate:
     """Of Linen's own layers, and the optimizer's passes as Optax has them."""
-    options = xla.compiler_options(jax.local_devices()[0].platform)
-    with choices.made({"optimizer": xla.PASSES}):
+    options = ops.compiler.compiler_options()
+    with ops.choices.with_choices({"optimizer": "passes"}):
         return _jax_rate(_linen_learner(work), work, num_rows, _Way(spread, stepwise, options))
 
 

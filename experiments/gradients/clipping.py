@@ -17,10 +17,10 @@ from __future__ import annotations
 import jax
 import numpy as np
 import optax
+from dlexp.claims import Claim, each, judge
 from matplotlib.figure import Figure
 
 from dlexp import analysis, cli, learners, losses, models, optim, plots
-from dlexp.claims import Claim, each, judge
 from dlexp.data import Dataset, Split
 from dlexp.results import Results, Table
 from dlexp.sweep import geomspace, grid

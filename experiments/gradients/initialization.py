@@ -17,10 +17,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from dlexp.claims import Claim, each, judge
 from matplotlib.figure import Figure
 
 from dlexp import analysis, cli, learners, losses, models, optim, plots
-from dlexp.claims import Claim, each, judge
 from dlexp.data import bundled
 from dlexp.learners.propagation import propagation
 from dlexp.results import Results, Table

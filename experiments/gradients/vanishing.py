@@ -18,10 +18,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from dlexp.claims import Claim, each, judge
 from matplotlib.figure import Figure
 
 from dlexp import analysis, cli, learners, losses, models, optim, plots
-from dlexp.claims import Claim, each, judge
 from dlexp.data import bundled
 from dlexp.learners.propagation import propagation
 from dlexp.results import Results, Table

@@ -18,10 +18,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from dlexp.claims import Claim, each, judge
 from matplotlib.figure import Figure
 
 from dlexp import analysis, cli, learners, losses, models, optim, plots
-from dlexp.claims import Claim, each, judge
 from dlexp.data import mnist1d
 from dlexp.results import Results, Table
 from dlexp.sweep import geomspace, grid

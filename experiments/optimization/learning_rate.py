@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pandas as pd
+from dlexp.claims import Claim, each, judge
 from matplotlib.figure import Figure
 
 from dlexp import analysis, api, cli, learners, losses, models, optim, plots
-from dlexp.claims import Claim, each, judge
 from dlexp.data import Dataset, mnist1d, splits
 from dlexp.results import Results, ResultsError, Table, folders, load
 from dlexp.sweep import geomspace, grid

@@ -19,10 +19,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from dlexp.claims import Claim, each, judge
 from matplotlib.figure import Figure
 
 from dlexp import analysis, cli, learners, losses, models, optim, plots
-from dlexp.claims import Claim, each, judge
 from dlexp.data import mnist1d
 from dlexp.results import NotMeasuredError, Results, Table
 from dlexp.sweep import geomspace, grid
