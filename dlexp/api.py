@@ -100,6 +100,7 @@ def plan(
 
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    machine.check_settings()
     declared = scales.sweeps(experiment, scale)
     contract.check_sweeps(declared)
     _check_names(experiment.name, declared)

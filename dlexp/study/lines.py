@@ -228,7 +228,8 @@ def _draw_line(axes: Axes, line: _Line, x: str, look: Look) -> None:
     linestyle = look.linestyles.get(line.label, "-")
     options: Any = {"label": line.label, "color": line.color, "marker": marker, "linestyle": linestyle}
     style.band(axes, line.x, line.values, log=look.log, **options)
-    axes.plot(line.x[line.lost], line.values.mean(axis=0)[line.lost], "x", color=line.color, markersize=8)
+    if line.lost.any():
+        axes.plot(line.x[line.lost], line.values.mean(axis=0)[line.lost], "x", color=line.color, markersize=8)
 
 
 def _draw_beside(axes: Axes, drawn: Sequence[_Line], beside: Reference) -> None:

@@ -56,7 +56,7 @@ def side_by_side(
     Raises:
       NotMeasuredError: where there is no panel: the results lack the runs of all of them.
     """
-    flat = [panel for each in panels for panel in ([each] if isinstance(each, Panel) else each)]
+    flat = _flat(panels)
     if not flat:
         raise NotMeasuredError("the grid has none of the runs that this figure shows")
     num_columns = -(-len(flat) // num_rows)
@@ -72,6 +72,25 @@ def side_by_side(
     if not (legend and _shared_legend(figure, grid[: len(flat)], text)):
         style.note(figure, text)
     return figure
+
+
+def overlaid(*panels: Panel | Sequence[Panel]) -> list[Panel]:
+    """Returns the panel that draws all of these into the same axes; titles and limits are those of the last.
+
+    For lines of different sweeps, or over differently named axes: give each its `first_color`.
+    """
+    flat = _flat(panels)
+
+    def draw(axes: Axes) -> None:
+        for panel in flat:
+            axes.autoscale(True)  # limits that the one before has set are for its own lines
+            panel.draw(axes)
+
+    return [Panel(draw, tuple(table for panel in flat for table in panel.runs))] if flat else []
+
+
+def _flat(panels: Iterable[Panel | Sequence[Panel]]) -> list[Panel]:
+    return [panel for each in panels for panel in ([each] if isinstance(each, Panel) else each)]
 
 
 def _shared_legend(figure: Figure, panels: Sequence[Axes], text: str) -> bool:
