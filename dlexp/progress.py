@@ -34,6 +34,7 @@ class Display:
         self._unit = max(num_steps, 1)
         self._advanced, self._diverged, self._diverged_here = 0.0, 0, 0
         self._began = self._spoken = time.monotonic()
+        self._first: tuple[float, float] | None = None  # when the first steps were made, and how much that was
         self._live = console.is_terminal or console.is_jupyter
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -67,13 +68,14 @@ class Display:
         """Runs made some steps."""
         self._advanced += run_steps / self._unit
         self._diverged_here = num_nonfinite
+        self._first = self._first or (time.monotonic(), self._advanced)
         self._bar.update(self._task, completed=self._before + self._advanced, text=self._text())
         if not self._live and time.monotonic() - self._spoken > _PLAIN_SECONDS:
             self._say()
 
     def started_over(self) -> None:
         """The chunk under way begins anew: its steps so far do not count."""
-        self._advanced, self._diverged_here = float(self._done - self._before), 0
+        self._advanced, self._diverged_here, self._first = float(self._done - self._before), 0, None
 
     def finished(self, num_runs: int, num_nonfinite: int) -> None:
         """A chunk of runs is trained."""
@@ -91,10 +93,17 @@ class Display:
     def _rate(self) -> float:
         return self._advanced / max(time.monotonic() - self._began, 1e-9)
 
+    def _seconds_left(self) -> float | None:
+        """By the pace since the first steps: what came before, such as finding saved runs, does not come again."""
+        left = self._num_runs - self._before - self._advanced
+        if self._first is None or left < 0.5:
+            return None
+        began, before = self._first
+        made = self._advanced - before
+        return left * (time.monotonic() - began) / made if made > 0 else None
+
     def _say(self) -> None:
         self._spoken = time.monotonic()
-        left = self._num_runs - self._before - self._advanced
-        # Before that, compiling would be all that the rate is made of.
-        is_known = self._advanced >= 1 and left >= 0.5
-        wait = f", {left / self._rate():.0f} s left" if is_known else ""
+        left = self._seconds_left()
+        wait = "" if left is None else f", {left:.0f} s left"
         say(self._console, f"{self._sweep}: {self._text()}{wait}")
