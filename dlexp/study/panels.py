@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from dlexp.results.table import NotMeasuredError, Table
 from dlexp.study import statistics, style
 from dlexp.study.effects import Effect, Values, as_labels
-from dlexp.study.measures import Source, lost_value, pick
+from dlexp.study.measures import RATE, Source, lost_value, pick, spoken
 
 GUESS = "a guess among ten classes"
 
@@ -41,7 +41,7 @@ def side_by_side(
 ) -> Figure:
     """Returns the figure of some panels, with a note that counts runs, seeds and lost runs.
 
-    One legend stands below the figure where all panels that have entries have the same ones, else one in each panel.
+    One legend stands below the figure where one panel has the entries of all that have any, else one in each panel.
 
     Args:
       panels: panels, or lists of them as `lines` returns.
@@ -56,7 +56,7 @@ def side_by_side(
     Raises:
       NotMeasuredError: where there is no panel: the results lack the runs of all of them.
     """
-    flat = [panel for each in panels for panel in ([each] if isinstance(each, Panel) else each)]
+    flat = _flat(panels)
     if not flat:
         raise NotMeasuredError("the grid has none of the runs that this figure shows")
     num_columns = -(-len(flat) // num_rows)
@@ -74,14 +74,37 @@ def side_by_side(
     return figure
 
 
+def overlaid(*panels: Panel | Sequence[Panel]) -> list[Panel]:
+    """Returns the panel that draws all of these into the same axes; titles and limits are those of the last.
+
+    For lines of different sweeps, or over differently named axes: give each its `first_color`.
+    """
+    flat = _flat(panels)
+
+    def draw(axes: Axes) -> None:
+        for panel in flat:
+            axes.autoscale(True)  # limits that the one before has set are for its own lines
+            panel.draw(axes)
+
+    return [Panel(draw, tuple(table for panel in flat for table in panel.runs))] if flat else []
+
+
+def _flat(panels: Iterable[Panel | Sequence[Panel]]) -> list[Panel]:
+    return [panel for each in panels for panel in ([each] if isinstance(each, Panel) else each)]
+
+
 def _shared_legend(figure: Figure, panels: Sequence[Axes], text: str) -> bool:
     """Whether one legend below the figure serves all panels; draws it, or one in each panel."""
-    labelled = [axes for axes in panels if axes.get_legend_handles_labels()[1]]
-    entries = [axes.get_legend_handles_labels()[1] for axes in labelled]
-    if len(panels) > 1 and len(labelled) > 1 and all(each == entries[0] for each in entries):
-        style.legend_below(figure, labelled[0], text)
+    entries = {axes: axes.get_legend_handles_labels()[1] for axes in panels if axes.get_legend_handles_labels()[1]}
+    fullest = max(entries, key=lambda axes: len(entries[axes]), default=None)
+    if (
+        fullest is not None
+        and len(entries) > 1
+        and all(set(each) <= set(entries[fullest]) for each in entries.values())
+    ):
+        style.legend_below(figure, fullest, text)
         return True
-    for axes in labelled:
+    for axes in entries:
         axes.legend(fontsize=9)
     return False
 
@@ -188,3 +211,39 @@ def intervals(
 
 def _only_conditions(effects: Mapping[str, Effect]) -> list[tuple[str, Callable[[], Values]]]:
     return [(label, values) for label, effect in effects.items() for values in effect.conditions.values()]
+
+
+def good_bands(
+    tables: Mapping[str, Table],
+    tolerance: float,
+    *,
+    axis: str = RATE,
+    metric: str = "validation/accuracy",
+    span: Mapping[str, tuple[float, float]] | None = None,
+    **options: Any,
+) -> list[Panel]:
+    """Returns a panel with a bar a variant: the values of an axis as good as its best one, which a circle marks.
+
+    The note does not count its runs: they stand in another panel.
+
+    Args:
+      tables: label -> runs that differ in the axis and the seed alone.
+      tolerance: how far the mean of the metric over seeds may lie below the best.
+      axis: its name; drawn on a logarithmic scale.
+      metric: a score, larger is better; a run without a finite value counts as 0.
+      span: label -> ends of a grey stripe on the axis.
+      options: of matplotlib's `Axes.set`.
+    """
+
+    def draw(axes: Axes) -> None:
+        for label, ends in (span or {}).items():
+            axes.axvspan(*ends, color=style.LESSON, alpha=0.35, linewidth=0, zorder=0, label=label)
+        for place, (table, color) in enumerate(zip(tables.values(), style.COLORS, strict=False)):
+            scores = statistics.by_seed(table, metric, axis, failed=0.0).mean()
+            band = statistics.good_band(scores, tolerance)
+            axes.plot([band.low, band.high], [-place, -place], color=color, linewidth=6, solid_capstyle="butt")
+            axes.plot(band.best, -place, "o", color="white", markeredgecolor=color)
+        axes.set_yticks(-np.arange(len(tables)), list(tables))
+        axes.set(**{"xscale": "log", "xlabel": spoken(axis), "ylim": (0.4 - len(tables), 0.6), **options})
+
+    return [Panel(draw)] if tables else []

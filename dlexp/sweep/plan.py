@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dlexp import keys
 from dlexp.ops import compiler
 from dlexp.ops.choices import OWN, SHARED, recording_choices
 from dlexp.sweep import contract, cost, machine, pace
 from dlexp.sweep.grids import Family, Identity, Run, Runs
 from dlexp.sweep.pace import Layout, Measured
-from dlexp.types import Learner, Measurement, Range, Sweep
+from dlexp.types import Learner, Measurement, Range, Sweep, rounded_to
 
 DEFAULT_WIDTH = {"cpu": 8, "gpu": 512, "tpu": 512}  # runs vmapped on one device unless measured otherwise
 WIDEST = 128  # the same, at most, on a CPU where networks are so small that many cost no more than few
@@ -24,7 +25,6 @@ CACHED_BYTES = 24 * 2**20  # all intermediate values of a call on a CPU, by the 
 EVALUATIONS_KEPT = 16  # at most, by one call
 KEPT_BYTES = 2**14  # of a run's evaluations, at most
 MEMORY_SHARE = 0.5  # of a device's memory that one call may take by estimate
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Group(NamedTuple):
@@ -162,7 +162,8 @@ def make(identity: Identity, sweep: Sweep, devices: list[jax.Device]) -> Plan:
         )
     axes_read = set[str]()
     guarded = contract.guarded(f"sweep {identity.sweep}", sweep, axes_read)
-    groups = tuple(_group(identity, guarded, family, devices) for family in sweep.grid.families())
+    with machine.usual_promotion():
+        groups = tuple(_group(identity, guarded, family, devices) for family in sweep.grid.families())
     contract.check_all_read(f"sweep {identity.sweep}", sweep.grid, axes_read)
     return Plan(identity, sweep, groups, len(devices))
 
@@ -207,7 +208,7 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
         learner = learner._replace(update=None)  # measured at initialization alone
     if learner.update is None and sweep.num_steps:
         raise ValueError(f"sweep {identity.sweep}: the learner has no update, so num_steps must be 0")
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(lambda: keys.of_run(0, keys.INIT))
     hyper = {name: jax.ShapeDtypeStruct((), hyper_dtype(learner, name)) for name in sorted(learner.hyper)}
     data = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, placed_dtype(leaf)), learner.data)
     checked = contract.checked(f"sweep {identity.sweep}", learner)
@@ -318,13 +319,30 @@ def _check(identity: Identity, sweep: Sweep, family: Family, learner: Learner | 
         if name in learner.hyper:
             raise ValueError(f"{where}: {name!r} is a swept value of the learner; move it from config to hyper")
     for name, legal in learner.hyper.items():
-        if legal.default is None and name not in family.hyper_names:
+        if name in family.hyper_names:
+            continue
+        if legal.default is None:
             raise ValueError(f"{where}: axis {name} is missing; give it values in the grid's hyper ({legal})")
+        _check_values(f"{where}: the default of {name}", (legal.default,), learner, name)
     for block in sweep.grid.blocks:
         for name in family.hyper_names if tuple(sorted(block.hyper)) == family.hyper_names else ():
-            for value in block.hyper[name]:
-                if value not in learner.hyper[name] or abs(value) > _LARGEST:
-                    raise ValueError(f"{where}: axis {name} must be {learner.hyper[name]}, got {value!r}")
+            _check_values(f"{where}: axis {name}", block.hyper[name], learner, name)
+
+
+def _check_values(what: str, values: Sequence[float], learner: Learner | Measurement, name: str) -> None:
+    """Raises unless they are legal, as declared and as the numbers that the runs get."""
+    legal = learner.hyper[name]
+    dtype = np.dtype(float if isinstance(learner, Measurement) else hyper_dtype(learner, name))
+    place = legal.first_illegal(values, dtype)
+    if place is None:
+        return
+    value, remedy = values[place], ""
+    if value in legal and dtype.kind == "i":
+        remedy = f", which {dtype} cannot hold; take one from {np.iinfo(dtype).min} to {np.iinfo(dtype).max}"
+    elif value in legal:
+        used = rounded_to(np.array(value, float), dtype)
+        remedy = f", which is {used:g} in {dtype}, the precision of its programs"
+    raise ValueError(f"{what} must be {legal}, got {value!r}{remedy}")
 
 
 def _nearest_multiple(number: int, divisor: int) -> int:

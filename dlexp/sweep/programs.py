@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dlexp import keys
 from dlexp.ops import compiler, storage
 from dlexp.ops.choices import with_choices
+from dlexp.sweep import machine
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Run
 from dlexp.sweep.plan import Group
@@ -164,7 +165,7 @@ def lower(group: Group, mesh: jax.sharding.Mesh) -> list[Lowered]:
     """
     chosen = dict(group.layout.choices)
     way_to_update = chosen.get("optimizer", group.choices.get("optimizer", (compiler.PASSES,))[0])
-    with compiler.tracing_for(mesh.devices.flat[0].platform), with_choices(chosen):
+    with compiler.tracing_for(mesh.devices.flat[0].platform), with_choices(chosen), machine.usual_promotion():
         initialize, *others = _lower(group, mesh)
         first, options = compiler.compiler_options(), compiler.compiler_options(way_to_update)
     return [Lowered(initialize, first), *(Lowered(program, options) for program in others)]
@@ -213,7 +214,9 @@ def _lower(group: Group, mesh: jax.sharding.Mesh) -> list[Any]:
     def one_step(seeds: jax.Array, hyper: Any, data: Any, carry: Carry, *where: jax.Array) -> Carry:
         return spread(_one_step(learner), f"{seed}rdrss", jax.vmap)(seeds, hyper, data, carry, *where)
 
-    carry = jax.tree.map(placed(runs), jax.eval_shape(initialize, seeds, hyper, data))
+    made = jax.eval_shape(initialize, seeds, hyper, data)
+    # XLA spreads no array of size 0: one that a program returns is the same on all devices.
+    carry = jax.tree.map(lambda leaf: placed(runs if leaf.size else everywhere)(leaf), made)
     initialized, fixed = jax.jit(initialize).lower(seeds, hyper, data), (seeds, hyper, data, carry)
     if learner.update is None:
         return [initialized, jax.jit(evaluate).lower(*fixed)]
