@@ -24,8 +24,8 @@ class Dataset(NamedTuple):
 
 def frozen(dataset: Dataset) -> Dataset:
     """Returns the data set with arrays that cannot be written to, so that a cached one stays as it was loaded."""
-    splits: Any = (split and Split(*map(_frozen, split)) for split in dataset)
-    return Dataset(*splits)
+    frozen_splits = {name: split and Split(*map(_frozen, split)) for name, split in dataset._asdict().items()}
+    return Dataset(**frozen_splits)
 
 
 def standardise(dataset: Dataset) -> Dataset:
@@ -51,8 +51,7 @@ def standardise(dataset: Dataset) -> Dataset:
             f"{std[~is_finite][0]}; remove examples that are not finite, and scale features beyond 1e150"
         )
     rounding = np.finfo(given.dtype if given.dtype.kind == "f" else np.float64).eps
-    # From the first row, not from the mean: a sum of equal numbers is rounded, and so is a deviation from its mean.
-    is_constant = (inputs - inputs[0]).std(axis=0) <= rounding * np.abs(inputs).max(axis=0)
+    is_constant = std <= rounding * np.abs(inputs).max(axis=0)
     std = np.where(is_constant, 1.0, std)
 
     def apply(split: Any) -> Any:
