@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from dlexp import faults, fingerprint
 from dlexp.interrupt import deferred
 from dlexp.ops.choices import OWN, SHARED
 from dlexp.progress import Display, say
-from dlexp.results import checkpoint, columns, folders, store, table
+from dlexp.results import checkpoint, columns, folders, store, strictjson, table
 from dlexp.results.files import ResultsError
 from dlexp.sweep import engine, machine, pace, tuning
 from dlexp.sweep.engine import Advanced, Compiling, Finished, Narrowed, Snapshot
@@ -111,7 +110,7 @@ def _family_key(plan: Plan, group: Group) -> str:
     """Names a group and the devices it is laid out for."""
     devices = machine.start_devices()
     where = {"device": devices[0].device_kind, "num_devices": plan.num_devices}
-    return json.dumps({**where, "config": group.family.config, "hyper": group.family.hyper_names}, default=repr)
+    return strictjson.dumps({**where, "config": group.family.config, "hyper": group.family.hyper_names}, default=repr)
 
 
 @contextmanager
@@ -237,7 +236,7 @@ class _Sweep:
                 say(self._console, f"{family}: out of memory; going on with {width} runs at once on each device")
             case Advanced():
                 self._writer.flush(store.FILE_SECONDS)
-                display.advanced(event.run_steps, event.num_nonfinite, event.took)
+                display.advanced(event.run_steps, event.num_nonfinite, event.num_runs, event.took)
                 self._keep_state(event)
             case Finished():
                 self._note_lost(event)

@@ -214,7 +214,9 @@ def _lower(group: Group, mesh: jax.sharding.Mesh) -> list[Any]:
     def one_step(seeds: jax.Array, hyper: Any, data: Any, carry: Carry, *where: jax.Array) -> Carry:
         return spread(_one_step(learner), f"{seed}rdrss", jax.vmap)(seeds, hyper, data, carry, *where)
 
-    carry = jax.tree.map(placed(runs), jax.eval_shape(initialize, seeds, hyper, data))
+    made = jax.eval_shape(initialize, seeds, hyper, data)
+    # XLA spreads no array of size 0: one that a program returns is the same on all devices.
+    carry = jax.tree.map(lambda leaf: placed(runs if leaf.size else everywhere)(leaf), made)
     initialized, fixed = jax.jit(initialize).lower(seeds, hyper, data), (seeds, hyper, data, carry)
     if learner.update is None:
         return [initialized, jax.jit(evaluate).lower(*fixed)]
