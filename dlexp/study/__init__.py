@@ -21,7 +21,9 @@ from dlexp.study.measures import (
     pick,
     share,
     spread_over,
+    stopped,
     train_minus_test,
+    with_metric,
 )
 from dlexp.study.panels import Panel, heat, intervals, overlaid, side_by_side
 from dlexp.study.sources import text
@@ -52,6 +54,8 @@ __all__ = [
     "share",
     "side_by_side",
     "spread_over",
+    "stopped",
     "text",
     "train_minus_test",
+    "with_metric",
 ]
