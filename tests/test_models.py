@@ -20,7 +20,6 @@ from dlexp.sweep.plan import full_hyper
 from dlexp.types import Model, Range
 from tests.conftest import finished, metric
 
-
 KEY = jax.random.key(0)
 
 
