@@ -238,12 +238,12 @@ class _Sweep:
                 say(self._console, f"{family}: out of memory; going on with {width} runs at once on each device")
             case Advanced():
                 self._writer.flush(store.FILE_SECONDS)
-                display.advanced(event.run_steps, event.num_nonfinite)
+                display.advanced(event.run_steps, event.num_nonfinite, event.num_runs, event.took)
                 self._keep_state(event)
             case Finished():
                 self._note_lost(event)
                 self._save(event, provenance)
-                display.finished(len(event.runs), sum(at >= 0 for at in event.nonfinite_at))
+                display.finished(len(event.runs), sum(at >= 0 for at in event.nonfinite_at), event.seconds)
                 if event.pace and event.layout == self._plan.groups[event.group].layout:
                     self._paces[event.group] = event.pace
                 if self._stopping():

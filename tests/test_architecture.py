@@ -36,9 +36,9 @@ FORBIDDEN = {
     "dlexp/learners/supervised.py": ("dlexp.models",),
     "dlexp/sweep/": (*NO_FILES, "dlexp.learners", "flax", "optax", *OUTER),
     "dlexp/results/": (*NO_MODEL_NO_ENGINE, *OUTER),
-    "dlexp/analysis.py": (*NO_MODEL_NO_ENGINE, *OUTER),
-    "dlexp/claims.py": (*NO_MODEL_NO_ENGINE, *OUTER),
-    "dlexp/plots.py": (*NO_MODEL_NO_ENGINE, *OUTER),
+    "dlexp/study/": (*NO_MODEL_NO_ENGINE, *OUTER),
+    "dlexp/study/statistics.py": ("dlexp.study", "matplotlib"),
+    "dlexp/study/effects.py": ("dlexp",),
     "dlexp/api.py": ("dlexp.models", "dlexp.learners", "dlexp.cli", "flax", "experiments"),
     "dlexp/cli.py": ("dlexp.models", "dlexp.learners", "dlexp.sweep.engine", "flax", "experiments"),
 }

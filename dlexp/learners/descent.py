@@ -81,7 +81,8 @@ def descent(
     if problem is not None and batch_size is not None:
         raise ValueError("descent: batches are drawn from data, not from a problem; leave one of the two out")
 
-    gradient = jax.value_and_grad(lambda params, *others: one_number("descent", loss(*others, params)))
+    def value_of(params: PyTree, key: Key, hyper: Hyper, batch: PyTree) -> jax.Array:
+        return one_number("descent", loss(key, hyper, batch, params))
 
     def task(data: PyTree, state: DescentState) -> PyTree:
         return data if problem is None else state.problem
@@ -92,7 +93,7 @@ def descent(
         return DescentState(params, optimizer.make_tx(hyper).init(params), drawn, jnp.zeros((), jnp.int32))
 
     def update(drawn: batches.Batch, hyper: Hyper, data: PyTree, state: DescentState) -> tuple[DescentState, Metrics]:
-        value, grads = gradient(state.params, drawn.key, hyper, drawn.of(task(data, state)))
+        value, grads = jax.value_and_grad(value_of)(state.params, drawn.key, hyper, drawn.of(task(data, state)))
         updates, opt_state = optimizer.make_tx(hyper).update(grads, state.opt_state, state.params)
         step = Step(value, grads, updates)
         metrics = {"batch/loss": value} if measure_step is None else measure_step(hyper, step)

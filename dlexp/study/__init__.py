@@ -23,7 +23,7 @@ from dlexp.study.measures import (
     spread_over,
     train_minus_test,
 )
-from dlexp.study.panels import Panel, heat, intervals, side_by_side
+from dlexp.study.panels import Panel, heat, intervals, overlaid, side_by_side
 from dlexp.study.sources import text
 
 FRESH_SEEDS = range(16, 24)  # the rules of the claims were tried on the seeds 0 to 15
@@ -47,6 +47,7 @@ __all__ = [
     "last",
     "lines",
     "measure",
+    "overlaid",
     "pick",
     "share",
     "side_by_side",

@@ -51,8 +51,15 @@ class Effect:
         return _combined(self, other, np.divide, "over")
 
     def __or__(self, other: Effect) -> Effect:
-        """Returns the conditions of both, which measure the same."""
-        return Effect(self.measured, {**self.conditions, **other.conditions}, _shared(self, other))
+        """Returns the conditions of both: one claim of several effects, all judged by one bound.
+
+        Raises:
+          ValueError: where both name a condition the same way.
+        """
+        if twice := self.conditions.keys() & other.conditions.keys():
+            raise ValueError(f"both effects have the conditions {sorted(map(str, twice))}; name them apart")
+        words = self.measured if self.measured == other.measured else f"{self.measured} or {other.measured}"
+        return Effect(words, {**self.conditions, **other.conditions}, _shared(self, other))
 
     def called(self, name: str) -> Effect:
         """Returns the effect under a name, which says what differs from another where its axes do not."""

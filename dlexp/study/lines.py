@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from dlexp.results.table import NotMeasuredError, Table
 from dlexp.study import statistics, style
@@ -212,6 +213,8 @@ def _panel(
         _draw_beside(axes, drawn, beside)
         beside.also(axes, runs)
         axes.set(**named)
+        if x == "layer" and axes.get_xscale() == "linear":
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if x not in ("step", "layer"):
             _ticks(axes, drawn, values_of(runs, x), look)
 
@@ -226,7 +229,8 @@ def _draw_line(axes: Axes, line: _Line, x: str, look: Look) -> None:
     linestyle = look.linestyles.get(line.label, "-")
     options: Any = {"label": line.label, "color": line.color, "marker": marker, "linestyle": linestyle}
     style.band(axes, line.x, line.values, log=look.log, **options)
-    axes.plot(line.x[line.lost], line.values.mean(axis=0)[line.lost], "x", color=line.color, markersize=8)
+    if line.lost.any():
+        axes.plot(line.x[line.lost], line.values.mean(axis=0)[line.lost], "x", color=line.color, markersize=8)
 
 
 def _draw_beside(axes: Axes, drawn: Sequence[_Line], beside: Reference) -> None:

@@ -10,7 +10,7 @@ several conditions:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Any, TypeAlias
@@ -77,6 +77,10 @@ class Measure:
                 conditions[labels] = partial(self._measured, table, case)
         return Effect(self.words, conditions, {name: f"{spoken(name)} {_shown(v)}" for name, v in fixed.items()})
 
+    def with_words(self, words: str) -> Measure:
+        """Returns the same measure, said in other words."""
+        return replace(self, words=words)
+
     def _measured(self, table: Callable[[], Table], case: Mapping[str, Any]) -> Values:
         return self.of(pick(table(), case))
 
@@ -111,7 +115,8 @@ def at_best(
         there = [name for name in wanted if name in runs.frame]
         return statistics.chosen(runs, there, choose_by=by) if there else {}
 
-    names = " and ".join(map(spoken, wanted))
+    *others, final = map(spoken, wanted)
+    names = f"{', '.join(others)} and {final}" if others else final
     words = f"{spoken(metric)} at the best {names} by {spoken(by) if by else 'validation'}"
     return Measure(words, lambda runs: _final(runs.select(**choose(runs)), metric, lost), metric, choose, lost)
 
@@ -160,18 +165,28 @@ def spread_over(
     return Measure(words, of)
 
 
-def inside_minus_outside(axis: str, low: float, high: float, *, metric: str = "test/accuracy") -> Measure:
-    """Returns the measure of a metric at the best value of an axis from low to high minus at the best one beyond."""
-    best = at_best(metric, over=axis)
+def inside_minus_outside(
+    axis: str, low: float, high: float, *, metric: str = "test/accuracy", over: str | Sequence[str] = RATE
+) -> Measure:
+    """Returns the measure of a metric at the best value of an axis from low to high minus at the best one beyond.
+
+    At each value of the axis the axes of `over` are at their own best.
+    """
+    others = tuple(name for name in ((over,) if isinstance(over, str) else over) if name != axis)
+    best = at_best(metric, over=(axis, *others))
 
     def of(runs: Table) -> Values:
         values = values_of(runs, axis)
         inside = (values > 0.999 * low) & (values < 1.001 * high)
+        if inside.all() or not inside.any():
+            where = "outside" if inside.all() else "in"
+            raise NotMeasuredError(f"sweep {runs.name} has no {spoken(axis)} {where} {low:g} to {high:g}")
         within, without = (best.of(runs.select(**{axis: values[side]})) for side in (inside, ~inside))
         return np.asarray(within) - np.asarray(without)
 
     words = f"{spoken(metric)} at the best {spoken(axis)} from {low:g} to {high:g} minus at the best one outside"
-    return Measure(f"{words}, both by validation", of)
+    own = f", each at its own best {' and '.join(map(spoken, others))}, all" if others else ", both"
+    return Measure(f"{words}{own} by validation", of)
 
 
 def share(words: str, holds: Callable[[Table], np.ndarray]) -> Measure:
@@ -258,10 +273,16 @@ def tables_of(source: Source, sweep: Sweeps) -> dict[str, Callable[[], Table]]:
             raise TypeError(f"a table is one sweep already; give results to choose the sweep {sweep!r}")
         return {"": lambda: source}
     if isinstance(sweep, str):
-        return {"": lambda: source[sweep]}
+        return {"": partial(_table, source, sweep)}
     names = source if sweep is None else sweep
     titles = names if isinstance(names, Mapping) and names is not source else {name: name for name in names}
-    return {str(title): partial(source.__getitem__, name) for name, title in titles.items()}
+    return {str(title): partial(_table, source, name) for name, title in titles.items()}
+
+
+def _table(source: Mapping[str, Table], name: str) -> Table:
+    if name not in source:
+        raise NotMeasuredError(f"there is no finished run of sweep {name!r}; there are {', '.join(source) or 'none'}")
+    return source[name]
 
 
 def _is_several(value: Any) -> bool:

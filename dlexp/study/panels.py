@@ -41,7 +41,7 @@ def side_by_side(
 ) -> Figure:
     """Returns the figure of some panels, with a note that counts runs, seeds and lost runs.
 
-    One legend stands below the figure where all panels that have entries have the same ones, else one in each panel.
+    One legend stands below the figure where one panel has the entries of all that have any, else one in each panel.
 
     Args:
       panels: panels, or lists of them as `lines` returns.
@@ -56,7 +56,7 @@ def side_by_side(
     Raises:
       NotMeasuredError: where there is no panel: the results lack the runs of all of them.
     """
-    flat = [panel for each in panels for panel in ([each] if isinstance(each, Panel) else each)]
+    flat = _flat(panels)
     if not flat:
         raise NotMeasuredError("the grid has none of the runs that this figure shows")
     num_columns = -(-len(flat) // num_rows)
@@ -74,14 +74,37 @@ def side_by_side(
     return figure
 
 
+def overlaid(*panels: Panel | Sequence[Panel]) -> list[Panel]:
+    """Returns the panel that draws all of these into the same axes; titles and limits are those of the last.
+
+    For lines of different sweeps, or over differently named axes: give each its `first_color`.
+    """
+    flat = _flat(panels)
+
+    def draw(axes: Axes) -> None:
+        for panel in flat:
+            axes.autoscale(True)  # limits that the one before has set are for its own lines
+            panel.draw(axes)
+
+    return [Panel(draw, tuple(table for panel in flat for table in panel.runs))] if flat else []
+
+
+def _flat(panels: Iterable[Panel | Sequence[Panel]]) -> list[Panel]:
+    return [panel for each in panels for panel in ([each] if isinstance(each, Panel) else each)]
+
+
 def _shared_legend(figure: Figure, panels: Sequence[Axes], text: str) -> bool:
     """Whether one legend below the figure serves all panels; draws it, or one in each panel."""
-    labelled = [axes for axes in panels if axes.get_legend_handles_labels()[1]]
-    entries = [axes.get_legend_handles_labels()[1] for axes in labelled]
-    if len(panels) > 1 and len(labelled) > 1 and all(each == entries[0] for each in entries):
-        style.legend_below(figure, labelled[0], text)
+    entries = {axes: axes.get_legend_handles_labels()[1] for axes in panels if axes.get_legend_handles_labels()[1]}
+    fullest = max(entries, key=lambda axes: len(entries[axes]), default=None)
+    if (
+        fullest is not None
+        and len(entries) > 1
+        and all(set(each) <= set(entries[fullest]) for each in entries.values())
+    ):
+        style.legend_below(figure, fullest, text)
         return True
-    for axes in labelled:
+    for axes in entries:
         axes.legend(fontsize=9)
     return False
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dlexp import keys
 from dlexp.ops import compiler
 from dlexp.ops.choices import OWN, SHARED, recording_choices
 from dlexp.sweep import contract, cost, layouts, machine, pace
 from dlexp.sweep.grids import Family, Identity, Run, Runs
 from dlexp.sweep.layouts import Layout
 from dlexp.sweep.pace import Measured
-from dlexp.types import Learner, Measurement, Range, Sweep
+from dlexp.types import Learner, Measurement, Range, Sweep, rounded_to
 
 MAX_EVALUATIONS_KEPT = 16  # by one call
 MAX_BYTES_KEPT = 2**14  # of a run's evaluations in one call
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Group(NamedTuple):
@@ -157,7 +157,8 @@ def make(identity: Identity, sweep: Sweep, devices: list[jax.Device]) -> Plan:
         )
     axes_read = set[str]()
     guarded = contract.guarded(f"sweep {identity.sweep}", sweep, axes_read)
-    groups = tuple(_group(identity, guarded, family, devices) for family in sweep.grid.families())
+    with machine.usual_promotion():
+        groups = tuple(_group(identity, guarded, family, devices) for family in sweep.grid.families())
     contract.check_all_read(f"sweep {identity.sweep}", sweep.grid, axes_read)
     return Plan(identity, sweep, groups, len(devices))
 
@@ -254,7 +255,7 @@ class _Traced(NamedTuple):
 
 
 def _traced(identity: Identity, learner: Learner, devices: list[jax.Device]) -> _Traced:
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(lambda: keys.of_run(0, keys.INIT))
     hyper = {name: jax.ShapeDtypeStruct((), hyper_dtype(learner, name)) for name in sorted(learner.hyper)}
     data = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, placed_dtype(leaf)), learner.data)
     checked = contract.checked(f"sweep {identity.sweep}", learner)
@@ -296,13 +297,30 @@ def _check(identity: Identity, sweep: Sweep, family: Family, learner: Learner | 
         if name in learner.hyper:
             raise ValueError(f"{where}: {name!r} is a swept value of the learner; move it from config to hyper")
     for name, legal in learner.hyper.items():
-        if legal.default is None and name not in family.hyper_names:
+        if name in family.hyper_names:
+            continue
+        if legal.default is None:
             raise ValueError(f"{where}: axis {name} is missing; give it values in the grid's hyper ({legal})")
+        _check_values(f"{where}: the default of {name}", (legal.default,), learner, name)
     for block in sweep.grid.blocks:
         for name in family.hyper_names if tuple(sorted(block.hyper)) == family.hyper_names else ():
-            for value in block.hyper[name]:
-                if value not in learner.hyper[name] or abs(value) > _LARGEST:
-                    raise ValueError(f"{where}: axis {name} must be {learner.hyper[name]}, got {value!r}")
+            _check_values(f"{where}: axis {name}", block.hyper[name], learner, name)
+
+
+def _check_values(what: str, values: Sequence[float], learner: Learner | Measurement, name: str) -> None:
+    """Raises unless they are legal, as declared and as the numbers that the runs get."""
+    legal = learner.hyper[name]
+    dtype = np.dtype(float if isinstance(learner, Measurement) else hyper_dtype(learner, name))
+    place = legal.first_illegal(values, dtype)
+    if place is None:
+        return
+    value, remedy = values[place], ""
+    if value in legal and dtype.kind == "i":
+        remedy = f", which {dtype} cannot hold; take one from {np.iinfo(dtype).min} to {np.iinfo(dtype).max}"
+    elif value in legal:
+        used = rounded_to(np.array(value, float), dtype)
+        remedy = f", which is {used:g} in {dtype}, the precision of its programs"
+    raise ValueError(f"{what} must be {legal}, got {value!r}{remedy}")
 
 
 def _nearest_multiple(number: int, divisor: int) -> int:

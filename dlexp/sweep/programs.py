@@ -15,16 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from dlexp import keys
 from dlexp.ops import compiler, storage
 from dlexp.ops.choices import with_choices
+from dlexp.sweep import machine
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Run
 from dlexp.sweep.plan import Group
-from dlexp.types import Key, Learner, PyTree
+from dlexp.types import Learner, PyTree
 
 STEPS_DRAWN = 16  # at once; more of them gains nothing
 _NEVER = 2**30  # an interval between evaluations that no training reaches
-_INIT, _UPDATE, _EVALUATE = range(3)  # purposes folded into a run's key
 
 
 class Carry(NamedTuple):
@@ -164,7 +165,7 @@ def lower(group: Group, mesh: jax.sharding.Mesh) -> list[Lowered]:
     """
     chosen = dict(group.layout.choices)
     way_to_update = chosen.get("optimizer", group.choices.get("optimizer", (compiler.PASSES,))[0])
-    with compiler.tracing_for(mesh.devices.flat[0].platform), with_choices(chosen):
+    with compiler.tracing_for(mesh.devices.flat[0].platform), with_choices(chosen), machine.usual_promotion():
         initialize, *others = _lower(group, mesh)
         first, options = compiler.compiler_options(), compiler.compiler_options(way_to_update)
     return [Lowered(initialize, first), *(Lowered(program, options) for program in others)]
@@ -271,13 +272,9 @@ def _one_after_another(function: Callable, axes: tuple[int | None, ...]) -> Call
     return over_runs
 
 
-def _key(seed: jax.Array, purpose: int) -> Key:
-    return jax.random.fold_in(jax.random.key(seed), purpose)
-
-
 def _initialize(learner: Learner) -> Callable[..., Carry]:
     def initialize(seed: jax.Array, hyper: Any, data: Any) -> Carry:
-        key = _key(seed, _INIT)
+        key = keys.of_run(seed, keys.INIT)
         state = learner.init(key, hyper, data)
         means: Any = {}
         if learner.update is not None:
@@ -293,7 +290,7 @@ def _one_step(learner: Learner) -> Callable[..., Carry]:
     make_step = _step(learner)
 
     def one_step(seed: jax.Array, hyper: Any, data: Any, carry: Carry, origin: jax.Array, index: jax.Array) -> Carry:
-        drawn = learner.draw(jax.random.fold_in(_key(seed, _UPDATE), index), hyper, data)
+        drawn = learner.draw(jax.random.fold_in(keys.of_run(seed, keys.UPDATE), index), hyper, data)
         return make_step(drawn, hyper, data, carry, origin, index)
 
     return one_step
@@ -323,7 +320,7 @@ def _steps(learner: Learner) -> Callable[..., Carry]:
     def steps(
         seed: jax.Array, hyper: Any, data: Any, carry: Carry, origin: jax.Array, first: jax.Array, end: jax.Array
     ) -> Carry:
-        key = _key(seed, _UPDATE)
+        key = keys.of_run(seed, keys.UPDATE)
 
         def draw(index: jax.Array) -> PyTree:
             return learner.draw(jax.random.fold_in(key, index), hyper, data)
@@ -387,7 +384,7 @@ def _running_mean(count: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Arra
 
 def _evaluate(learner: Learner) -> Callable[..., Evaluation]:
     def evaluate(seed: jax.Array, hyper: Any, data: Any, carry: Carry) -> Evaluation:
-        metrics = dict(learner.evaluate(_key(seed, _EVALUATE), hyper, data, carry.state))
+        metrics = dict(learner.evaluate(keys.of_run(seed, keys.EVALUATE), hyper, data, carry.state))
         wrong = [name for name in (*metrics, *carry.means) if "/" not in name]
         if wrong or metrics.keys() & carry.means.keys():
             raise ValueError(

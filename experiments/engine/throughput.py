@@ -259,70 +259,70 @@ def claims(results: Results) -> list[Claim]:
     """What the project promises of its speed."""
     torch = "PyTorch, torch.func, https://docs.pytorch.org/docs/stable/func.html; the numbers are the project's aims"
     jaxs = "JAX, Automatic vectorization, https://docs.jax.dev/en/latest/automatic-vectorization.html; our own aims"
+    atlas = (
+        "Whaley and Dongarra, Automatically Tuned Linear Algebra Software, 1998, "
+        "https://doi.org/10.1109/SC.1998.10004; the number is ours"
+    )
     roofline = "Williams, Waterman and Patterson, Roofline, 2009, https://doi.org/10.1145/1498765.1498785"
     shares = {"mlp_small": 0.6, "mlp_large": 0.75, "cnn_8x8": 0.55}
     best_torch = {"mlp_small": 9.0, "cnn_8x8": 1.5, "cnn_28x28": 1.2}
+
+    def of(words: str, names: Iterable[str], measured: Callable[[str], np.ndarray]) -> Effect:
+        return Effect(words, each("{}", names, measured))
+
+    def engine_over(peer: str, words: str, names: Iterable[str] = TITLES) -> Effect:
+        return of(f"rate of the engine over that of {words}", names, lambda name: _ratio(results[name], peer))
+
+    bare = "the bare loop in the same layout and round (the engine's in parts of one sweep of about a minute)"
+    linen = "jit(vmap(scan)) with Linen's layers in the same round"
+    eager = "rate of the engine over the best of PyTorch eager on all cores and in a process a core, in the same round"
+    flops = (
+        "floating-point operations a second of the engine (convolutions as products of patches) over those of a large "
+        "product of matrices in the same round"
+    )
+    chosen = "rate of the chosen layout over the highest of the layouts, medians up to the round"
     return [
         judge(
             "The engine costs little: it is as fast as the programs it wraps, written by hand.",
             jaxs,
-            Effect(
-                "rate of the engine, parts of one sweep of about a minute, over that of the bare loop in the same "
-                "layout and round",
-                each("{}", TITLES, lambda name: _ratio(results[name], BARE)),
-            ),
+            engine_over(BARE, bare),
             least=1 / 1.05,
         ),
         judge(
             "For images it is fifty times as fast as vmap over Linen's convolutions inside a scan.",
             jaxs,
-            Effect(
-                "rate of the engine over that of jit(vmap(scan)) with Linen's layers in the same round",
-                each("{}", IMAGES, lambda name: _ratio(results[name], "jit(vmap(scan)), Linen")),
-            ),
+            engine_over("jit(vmap(scan)), Linen", linen, IMAGES),
             least=50.0,
         ),
         judge(
             "It is ahead of PyTorch eager at its best: nine times for small perceptrons, 1.2 and 1.5 for images.",
             torch,
-            Effect(
-                "rate of the engine over the best of PyTorch eager on all cores and in a process a core, in the same "
-                f"round, over the aim: {', '.join(f'{name} {aim:g}' for name, aim in best_torch.items())}",
-                each("{}", best_torch, lambda name: _over_torch(results[name]) / best_torch[name]),
-            ),
+            of(eager + _over(best_torch), best_torch, lambda name: _over_torch(results[name]) / best_torch[name]),
             least=1.0,
         ),
         judge(
             "It is three and a half times as fast as PyTorch's vmapped ensembles.",
             torch,
-            Effect(
-                "rate of the engine over that of torch.func's vmap in the same round",
-                each("{}", TITLES, lambda name: _ratio(results[name], "torch.func vmap")),
-            ),
+            engine_over("torch.func vmap", "torch.func's vmap in the same round"),
             least=3.5,
         ),
         judge(
             "It reaches most of the machine's rate of multiplying matrices.",
             roofline,
-            Effect(
-                "floating-point operations a second of the engine (convolutions as products of patches) over those of "
-                "a large product of matrices in the same round, over the aim: "
-                f"{', '.join(f'{name} {aim:g}' for name, aim in shares.items())}",
-                each("{}", shares, lambda name: _share(results[name], ENGINE) / shares[name]),
-            ),
+            of(flops + _over(shares), shares, lambda name: _share(results[name], ENGINE) / shares[name]),
             least=1.0,
         ),
         judge(
             "The plan chooses well: its layout is within a tenth of the best of all.",
-            "Whaley and Dongarra, Automatically Tuned Linear Algebra Software, 1998, "
-            "https://doi.org/10.1109/SC.1998.10004; the number is ours",
-            Effect(
-                "rate of the chosen layout over the highest of the layouts, medians up to the round",
-                each("{}", TITLES, lambda name: _choice(results[name])),
-            ),
+            atlas,
+            of(chosen, TITLES, lambda name: _choice(results[name])),
             least=0.9,
         ),
     ]
+
+
+def _over(aims: Mapping[str, float]) -> str:
+    return f", over the aim: {', '.join(f'{name} {aim:g}' for name, aim in aims.items())}"
 
 
 def _of(table: Table, who: str) -> np.ndarray:
