@@ -10,7 +10,7 @@ import pytest
 
 from dlexp import api, learners, losses, models, optim
 from dlexp.data import bundled
-from dlexp.sweep import engine, geomspace, grid, programs, recorder
+from dlexp.sweep import engine, geomspace, grid, layouts, programs, recorder
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Identity
 from dlexp.theory.optimizers import quadratic_contraction
@@ -188,7 +188,7 @@ def test_the_next_chunk_is_put_on_the_devices_before_this_one_is_finished(device
         return arguments(group, runs, sharding)
 
     monkeypatch.setattr(programs, "arguments", noted)
-    rows = planning.DEFAULT_WIDTH["cpu"] * len(devices)
+    rows = layouts.DEFAULT_WIDTH["cpu"] * len(devices)
     declared = Sweep(grid(hyper={"learning_rate": (0.1,)}, seeds=2 * rows + 1), small_learner, 20, 2)
     plan = planning.make(Identity("tests.ahead", 1, "main", 20), declared, devices)
     seen = [len(put) for event in engine.train(plan, devices) if isinstance(event, engine.Finished)]

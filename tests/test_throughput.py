@@ -11,7 +11,7 @@ import pytest
 
 from dlexp.ops import compiler
 from dlexp.ops.choices import with_choices
-from dlexp.sweep.pace import Layout
+from dlexp.sweep.layouts import Layout
 from experiments.engine import _peers, throughput
 from experiments.engine._timing import Contender, pace
 from tests.conftest import data_dir

@@ -39,7 +39,7 @@ from dlexp.ops.choices import with_choices
 from dlexp.results import NotMeasuredError, Results, Table
 from dlexp.study import Claim, Effect, each, judge, style
 from dlexp.sweep import grid, tuning
-from dlexp.sweep.pace import Layout
+from dlexp.sweep.layouts import Layout
 from dlexp.sweep.plan import Group
 from dlexp.types import Config, Experiment, Measurement, Sweep
 from experiments.engine import _peers
