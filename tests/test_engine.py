@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from dlexp import api, learner, losses, models, optim
+from dlexp import api, learners, losses, models, optim
 from dlexp.data import bundled
 from dlexp.sweep import engine, geomspace, grid, programs, recorder
 from dlexp.sweep import plan as planning
@@ -122,6 +122,43 @@ def test_what_chance_decides_is_the_step_s_own_wherever_calls_end(devices, monke
         np.testing.assert_array_equal(metric(again, key, "test/state"), metric(made, key, "test/state"))
 
 
+def test_a_learner_needs_no_data(devices):
+    def update(drawn, hyper, data, w):
+        return w * (1 - hyper["learning_rate"]), {"batch/loss": w * w}
+
+    shrinking = Learner(
+        (),
+        {"learning_rate": Range(0.0)},
+        lambda key, hyper, data: jnp.float32(1),
+        update,
+        lambda key, hyper, data, w: {"test/loss": w * w},
+    )
+    made = finished(grid(hyper={"learning_rate": (0.1,)}), devices, make_learner=lambda *_: shrinking, num_steps=4)
+    np.testing.assert_allclose(metric(made, (0.1, 0), "test/loss"), 0.9 ** np.array([0, 4, 8]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("jax_default_prng_impl", "rbg"),
+        ("jax_numpy_dtype_promotion", "strict"),
+        ("jax_numpy_rank_promotion", "raise"),
+        ("jax_debug_nans", True),
+    ],
+)
+def test_a_run_has_the_same_numbers_whatever_jax_is_told(devices, setting, value):
+    runs = grid(hyper={"learning_rate": (0.1, 1e30)}, seeds=(2, 3))
+    usual, before = finished(runs, devices), getattr(jax.config, setting)
+    jax.config.update(setting, value)
+    try:
+        other = finished(grid(hyper={"learning_rate": (0.1, 1e30)}, seeds=(3,)), devices)
+    finally:
+        jax.config.update(setting, before)
+    for key in other:
+        for name in ("test/loss", "batch/loss"):
+            np.testing.assert_array_equal(metric(other, key, name), metric(usual, key, name))
+
+
 def test_a_learner_without_an_update_makes_no_step():
     idle = quadratic_learner({}, 0)._replace(update=None)
     with pytest.raises(TypeError, match="nothing is trained"):
@@ -225,7 +262,7 @@ def test_done_runs_are_not_trained_again(devices):
     sweep = Sweep(grid(hyper={"learning_rate": (0.01, 0.1)}, seeds=2), small_learner, 20, 2)
     plan = planning.make(Identity("tests.any", 1, "main", 20), sweep, devices)
     done = {run_id for run_id, run in plan.runs(plan.groups[0]) if run.seed == 0}
-    trained = [e for e in engine.train(plan, devices, done) if isinstance(e, engine.Finished)]
+    trained = [e for e in engine.train(plan, devices, plan.missing(done)) if isinstance(e, engine.Finished)]
     assert {run.seed for chunk in trained for _, run in chunk.runs} == {1}
 
 
@@ -240,7 +277,7 @@ def test_seeds_are_common_random_numbers(devices):
     def make_learner(config, num_steps):
         model = models.mlp(width=8, num_layers=2, num_outputs=10, dropout="inverted")
         data = bundled.load("digits")
-        return learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=16)
+        return learners.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=16)
 
     sweep = grid(hyper={"learning_rate": (0.0, 1e-9), "dropout_rate": (0.5,)}, seeds=2)
     rows = finished(sweep, devices, make_learner=make_learner, num_steps=5, num_evals=5)
@@ -276,7 +313,7 @@ def test_the_first_evaluation_is_the_same_in_a_call_of_its_own_and_with_the_firs
 def test_orthogonal_weights_can_be_drawn_on_several_devices(devices):
     def make_learner(config, num_steps):
         model = models.mlp(width=16, num_layers=4, num_outputs=10, initializer="orthogonal")
-        return learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), bundled.load("iris"), batch_size=8)
+        return learners.supervised(model, losses.softmax_cross_entropy, optim.sgd(), bundled.load("iris"), batch_size=8)
 
     rows = finished(grid(hyper={"learning_rate": (0.1,)}, seeds=2), devices, make_learner=make_learner, num_steps=2)
     assert np.isfinite(metric(rows, (0.1, 1), "test/loss")).all()

@@ -23,7 +23,7 @@ from dlexp.results import checkpoint, files, folders, load, store
 from dlexp.sweep import engine, grid, programs
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Identity
-from dlexp.types import Experiment, Learner, Sweep
+from dlexp.types import Experiment, Learner, Range, Sweep
 from tests.conftest import finished, small_learner
 from tests.test_cli import main
 
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 # An experiment of its own process: `python child.py OUT KIND NUMBER`; KIND says how it comes to its end.
 CHILD = """
 import builtins, os, resource, signal, sys
-from dlexp import cli, learner, losses, models, optim
+from dlexp import cli, learners, losses, models, optim
 from dlexp.data import bundled
 from dlexp.sweep import grid, machine, plan
 from dlexp.types import Experiment, Sweep
@@ -47,7 +47,7 @@ seeds = {"store": 20, "random": 200, "memory": 8}[kind]
 
 def make_learner(config, num_steps):
     model = models.mlp(width=width, num_layers=num_layers, num_outputs=10)
-    return learner.supervised(model, losses.softmax_cross_entropy, optim.adam(), bundled.load(), batch_size=16)
+    return learners.supervised(model, losses.softmax_cross_entropy, optim.adam(), bundled.load(), batch_size=16)
 
 
 def sweeps(scale):
@@ -195,12 +195,12 @@ def test_kills_at_random_moments_of_the_training_lose_no_chunk_and_train_none_tw
 
 def long_learner(config, num_steps):
     """Has random numbers, batch statistics and a schedule in its state: all must be kept."""
-    from dlexp import learner, losses, models, optim
+    from dlexp import learners, losses, models, optim
     from dlexp.data import bundled
 
     model = models.mlp(width=8, num_layers=3, num_outputs=10, normalization="batch", dropout="inverted")
     tx = optim.adam(optim.cosine(num_steps))
-    return learner.supervised(model, losses.softmax_cross_entropy, tx, bundled.load(), batch_size=16)
+    return learners.supervised(model, losses.softmax_cross_entropy, tx, bundled.load(), batch_size=16)
 
 
 GRID = grid(hyper={"learning_rate": (0.01, 1e30), "dropout_rate": (0.2,)}, seeds=2)
@@ -287,6 +287,43 @@ def test_a_state_of_another_program_is_not_gone_on_from(devices):
     assert kept
     assert sum(event.run_steps for event in again if isinstance(event, engine.Advanced)) == 4
     assert [event.status for event in again if isinstance(event, engine.Finished)] == [("ok",)]
+
+
+def test_a_state_with_arrays_of_size_0_is_kept_and_gone_on_from(tmp_path, devices, monkeypatch):
+    monkeypatch.setattr(engine, "SEGMENT_SECONDS", 0.0)
+
+    def make_learner(config, num_steps):
+        def update(key, hyper, data, state):
+            return {**state, "w": state["w"] * hyper["rate"]}, {"batch/loss": state["w"]}
+
+        return Learner(
+            data={"unused": np.ones(1)},
+            hyper={"rate": Range(0.0, default=0.5)},
+            init=lambda key, hyper, data: {"w": jnp.float32(1), "a": jnp.zeros((64, 0)), "b": jnp.zeros((0, 3), int)},
+            update=update,
+            evaluate=lambda key, hyper, data, state: {"test/loss": state["w"]},
+        )
+
+    sweep = Sweep(grid(hyper={"rate": (0.5,)}), make_learner, num_steps=4, num_evals=4)
+    plan = planning.make(Identity("tests.any", 1, "main", 4), sweep, devices)
+    first = next(event for event in engine.train(plan, devices) if isinstance(event, engine.Advanced))
+    snapshot = first.snapshot()
+    checkpoint.save(tmp_path, first.chunk, snapshot.step, training._to_arrays(snapshot))
+    step, read = checkpoint.restore(tmp_path, first.chunk)
+    kept = training._to_snapshot(step, read)
+    assert [leaf.dtype for leaf in kept.carry] == [leaf.dtype for leaf in snapshot.carry]
+    place = next(index for index, leaf in enumerate(kept.carry) if leaf.dtype == np.float32 and leaf.ndim == 1)
+    kept.carry[place] = np.full_like(kept.carry[place], 8.0)  # shows in the end, if it goes on from here
+    again = engine.train(plan, devices, resume={first.chunk: kept}.get)
+    last = next(event for event in again if isinstance(event, engine.Finished))
+    assert last.metrics["test/loss"][0, -1] == 8.0 * 0.5 ** (4 - step)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "uint32", "bool"])
+def test_an_empty_array_keeps_its_type_in_a_state(tmp_path, dtype):
+    checkpoint.save(tmp_path, "chunk", 1, {"carry0": np.zeros((2, 0), dtype), "carry1": np.zeros(2)})
+    _, read = checkpoint.restore(tmp_path, "chunk")
+    assert (read["carry0"].dtype, read["carry0"].shape) == (np.dtype(dtype), (2, 0))
 
 
 def test_a_damaged_state_is_passed_over(tmp_path):
@@ -571,7 +608,7 @@ def test_loading_100_000_runs_with_curves_takes_seconds(tmp_path):
 
 _MEMORY = """
 import resource, sys
-from dlexp import learner, losses, models, optim
+from dlexp import learners, losses, models, optim
 from dlexp.data import bundled
 from dlexp.sweep import engine, grid, machine
 from dlexp.sweep import plan as planning
@@ -583,7 +620,7 @@ num_runs, num_steps = int(sys.argv[1]), int(sys.argv[2])
 
 def make_learner(config, num_steps):
     model = models.mlp(width=4, num_layers=2, num_outputs=3)
-    return learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), bundled.load("iris"), batch_size=8)
+    return learners.supervised(model, losses.softmax_cross_entropy, optim.sgd(), bundled.load("iris"), batch_size=8)
 
 devices = machine.start_devices()
 sweep = Sweep(grid(hyper={"learning_rate": (0.1,)}, seeds=num_runs), make_learner, num_steps, 2)

@@ -54,7 +54,7 @@ def save(
             columns = {
                 "run_id": [run_id(identity, run) for run in part],
                 **{name: [run.config[name] for run in part] for name in family.config},
-                **{name: np.array([run.hyper[name] for run in part]) for name in family.hyper_names},
+                **{name: np.array([run.hyper[name] for run in part], float) for name in family.hyper_names},
                 "seed": np.array([run.seed for run in part]),
                 "status": ["ok" if np.isfinite(value(run)) else "nonfinite" for run in part],
                 "nonfinite_at": np.full(len(part), -1, np.int32),

@@ -25,9 +25,11 @@ def save(folder: Path, chunk: str, step: int, arrays: dict[str, np.ndarray]) -> 
     place = (folder / FOLDER / chunk).absolute()
     held = {name: array for name, array in arrays.items() if array.size}  # Orbax keeps no empty arrays
     shapes = {name: np.array([len(array.shape), *array.shape], np.int64) for name, array in arrays.items()}
+    dtypes = {name: np.frombuffer(array.dtype.name.encode(), np.uint8) for name, array in arrays.items()}
+    kept = {"arrays": held, "shapes": shapes, "dtypes": dtypes}
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
-            checkpointer.save(place / str(step), {"arrays": held, "shapes": shapes}, force=True)
+            checkpointer.save(place / str(step), kept, force=True)
     except OSError:
         raise
     except Exception as error:
@@ -71,7 +73,11 @@ def _read(path: Path) -> dict[str, np.ndarray] | None:
         with ocp.PyTreeCheckpointer() as checkpointer:
             kept: Any = checkpointer.restore(path)
         shapes = {name: tuple(shape[1:]) for name, shape in kept["shapes"].items()}
+        dtypes = {
+            name: np.dtype(np.asarray(dtype).tobytes().decode()) for name, dtype in kept.get("dtypes", {}).items()
+        }
         held = kept.get("arrays", {})
-        return {name: np.asarray(held[name]) if name in held else np.zeros(shape) for name, shape in shapes.items()}
+        empty = {name: np.zeros(shape, dtypes.get(name)) for name, shape in shapes.items() if name not in held}
+        return {**{name: np.asarray(array) for name, array in held.items()}, **empty}
     except Exception:  # whatever Orbax says of a damaged folder, it is not a state to go on from
         return None

@@ -13,6 +13,19 @@ class ResultsError(Exception):
     """Saved results that cannot be used as they are; the message says which file and what to do."""
 
 
+class NewerFormatError(ResultsError):
+    """Results that a newer dlexp wrote."""
+
+
+def check_format(path: Path, form: int, known: int) -> None:
+    """Raises NewerFormatError where a file is of a later format than the latest known one."""
+    if form > known:
+        raise NewerFormatError(
+            f"{path} is of format {form}, which a newer dlexp wrote; this one reads formats up to {known}: update "
+            "dlexp or choose another --out"
+        )
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     write_bytes(path, text.encode())

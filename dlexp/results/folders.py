@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import tempfile
@@ -12,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dlexp.results import strictjson
 from dlexp.results.checkpoint import FOLDER as UNFINISHED
-from dlexp.results.files import LEFTOVERS, SET_ASIDE, ResultsError, set_aside, write_text
+from dlexp.results.files import LEFTOVERS, SET_ASIDE, ResultsError, check_format, set_aside, write_text
 
-FORMAT = 1
+FORMAT = 2  # an older one is read, and written anew where its folder is trained on
 MANIFEST = "manifest.json"
 _KEYS = ("experiment", "version", "scale", "sweeps")
 _OTHERS = (MANIFEST, "claims.json", "figures", SET_ASIDE)
@@ -38,23 +38,29 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Returns the manifest, None where there is none.
 
     Raises:
-      ResultsError: where it cannot be read, or is none of ours.
+      ResultsError: where it cannot be read, is none of ours, or a newer dlexp wrote it.
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        manifest = strictjson.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise _UnreadableError(f"{path} cannot be read ({error}); remove it and run again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or any(key not in manifest for key in _KEYS):
-        raise ResultsError(f"{path} is no manifest of results in format {FORMAT}; choose another --out")
+    form = manifest.get("format") if isinstance(manifest, dict) else None
+    if not isinstance(form, int) or form < 1:
+        raise ResultsError(f"{path} is no manifest of results; choose another --out")
+    check_format(path, form, FORMAT)
+    if any(key not in manifest for key in _KEYS):
+        raise ResultsError(f"{path} is no whole manifest of results; choose another --out")
     return manifest
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Replaces the manifest, whole or not at all."""
-    write_text(folder / MANIFEST, json.dumps({"format": FORMAT, **manifest}, indent=1) + "\n")
+    """Replaces the manifest, whole or not at all, by one of the present format."""
+    write_text(
+        folder / MANIFEST, strictjson.dumps({"format": FORMAT, **manifest} | {"format": FORMAT}, indent=1) + "\n"
+    )
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dlexp.results import folders, store
+from dlexp.results import columns, folders, store
 from dlexp.results.files import ResultsError
-from dlexp.sweep.grids import Block, Grid, Identity, run_id
+from dlexp.results.places import OTHERS, Places
+from dlexp.sweep.grids import Block, Grid, Identity
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,10 +34,12 @@ class Part:
     """Runs whose metrics have the same shapes: `frame` without metrics, and each metric `[run, evaluation, ...]`."""
 
     frame: pd.DataFrame
-    metrics: Mapping[str, np.ndarray]
+    metrics: dict[str, np.ndarray]
 
     def take(self, rows: np.ndarray) -> Part:
         """Returns some of the rows, in this order."""
+        if np.array_equal(rows, np.arange(len(self.frame))):
+            return self
         frame = self.frame.iloc[rows].reset_index(drop=True)
         return Part(frame, {name: values[rows] for name, values in self.metrics.items()})
 
@@ -66,12 +70,20 @@ class Table:
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """A row a run: its axes, seed, run_id, status, nonfinite_at, and each scalar metric's last value."""
+        """A row a run: run_id, its axes, seed, status, nonfinite_at, and each scalar metric's last value.
+
+        Axes of integers are integers, nullable ones (`Int64`) where some of these runs lack the axis.
+        """
+        if not self.parts:
+            return pd.DataFrame()
         frames = []
         for part in self.parts:
             last = {name: values[:, -1] for name, values in part.metrics.items() if values.ndim == 2}
             frames.append(pd.concat([part.frame, pd.DataFrame(last, index=part.frame.index)], axis=1))
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+        gaps = {name for name in self.axes if any(name not in frame for frame in frames)}
+        whole = pd.concat([_with_nullable(frame, gaps) for frame in frames], ignore_index=True)
+        first = [name for name in (OTHERS[0], *self.axes, *OTHERS[1:]) if name in whole]
+        return whole[first + [name for name in whole if name not in first]]
 
     @property
     def metrics(self) -> list[str]:
@@ -116,6 +128,8 @@ class Table:
         """Returns one metric labelled by its axes: `[*axes, seed, step, ...]`, NaN where the grid has no run.
 
         An axis that some blocks of the grid lack has an extra label there: NaN among numbers, None among others.
+        The array's name has `_` for each `/` of the metric's, which file formats take for folders; the attribute
+        `metric` has the metric's own. `dlexp.results.netcdf` writes the array to a file and reads it back equal.
 
         Raises:
           ValueError: as `curves`, or where the product of the axes is too large; select first.
@@ -132,7 +146,8 @@ class Table:
         array[places] = values
         rest = [f"axis_{index}" for index in range(values.ndim - 2)]
         coords = {**dict(zip(names, labels, strict=True)), "step": self.steps(metric)}
-        return xr.DataArray(array, dims=[*names, "step", *rest], coords=coords, name=metric)
+        name, attrs = metric.replace("/", "_"), {"metric": metric}
+        return xr.DataArray(array, dims=[*names, "step", *rest], coords=coords, name=name, attrs=attrs)
 
     def to_csv(self, path: str | os.PathLike) -> None:
         """Writes `frame` as CSV."""
@@ -191,7 +206,7 @@ def load(folder: str | os.PathLike) -> Results:
     tables = {}
     for name, declared in manifest["sweeps"].items():
         identity = Identity(manifest["experiment"], manifest["version"], name, declared["num_steps"])
-        table = _table(folder / name, identity, _grid(declared["blocks"]), declared["num_evals"])
+        table = _table(folder / name, identity, grid_of(declared["blocks"]), declared["num_evals"])
         if len(table):
             tables[name] = table
     return Results(manifest["experiment"], manifest["scale"], folder, tables, manifest)
@@ -206,7 +221,9 @@ def _listed(value: Any) -> Any:
     return {key: list(entry) for key, entry in value.items()} if isinstance(value, Mapping) else list(value)
 
 
-def _grid(blocks: list[dict[str, Any]]) -> Grid:
+def grid_of(blocks: list[dict[str, Any]]) -> Grid:
+    """Returns the grid that `describe` was given."""
+
     def block(described: dict[str, Any]) -> Block:
         config, hyper = (
             {name: tuple(values) for name, values in described[kind].items()} for kind in ("config", "hyper")
@@ -217,23 +234,24 @@ def _grid(blocks: list[dict[str, Any]]) -> Grid:
 
 
 def _table(folder: Path, identity: Identity, grid: Grid, num_evals: int) -> Table:
-    ids = (run_id(identity, run) for family in grid.families() for run in grid.runs(family))
-    places = {name: place for place, name in enumerate(ids)}
+    types = columns.of_grid(grid)
+    places = Places(grid)
     parts = []
-    for path, table, about in store.chunks(folder):
+    for path, rows, about in store.chunks(folder):
         store.check_identity(path, about, identity.experiment, identity.version, identity.sweep)
-        parts.append(_part(table, about, places))
-    axes = tuple(name for name in grid.axes if name != "seed")
+        if about["identity"]["num_steps"] == identity.num_steps:
+            parts.append(_part(rows, about, places, types))
     merged = _merged([part for part in parts if len(part.frame)], folder)
-    return Table(identity.sweep, merged, axes, identity.num_steps, num_evals)
+    return Table(identity.sweep, merged, tuple(types), identity.num_steps, num_evals)
 
 
-def _part(table: Any, about: Mapping[str, Any], places: Mapping[str, int]) -> Part:
-    metrics = {name: store.to_numpy(table[name]) for name in about["metrics"]}
-    frame = table.drop_columns(list(metrics)).to_pandas()
-    place = frame["run_id"].map(places)
-    frame.insert(0, "place", place.fillna(-1).astype(int))
-    return Part(frame, metrics).take(np.flatnonzero(place.notna().to_numpy()))
+def _part(rows: Any, about: Mapping[str, Any], places: Places, types: Mapping[str, Any]) -> Part:
+    metrics = {name: store.to_numpy(rows[name]) for name in about["metrics"]}
+    frame = rows.drop_columns(list(metrics)).to_pandas()
+    place = places.of(frame, about["config"])
+    part = Part(frame.assign(place=place), metrics).take(np.flatnonzero(place >= 0))
+    integers = [name for name in frame if name in types and str(types[name]) == "int64"]
+    return Part(part.frame.astype(dict.fromkeys(integers, np.int64)), part.metrics)
 
 
 def _merged(parts: list[Part], folder: Path) -> tuple[Part, ...]:
@@ -244,22 +262,28 @@ def _merged(parts: list[Part], folder: Path) -> tuple[Part, ...]:
         alike.setdefault((tuple(part.frame.columns), shapes), []).append(part)
     merged = []
     for members in alike.values():
+        members.sort(key=lambda part: part.frame["place"].iloc[0])
         frame = pd.concat([part.frame for part in members], ignore_index=True)
-        metrics = {name: np.concatenate([part.metrics[name] for part in members]) for name in members[0].metrics}
         order = np.argsort(frame["place"].to_numpy(), kind="stable")
-        joined = Part(frame, metrics).take(order)
-        merged.append(_each_once(joined, folder))
+        metrics = {name: _in_order(members, name, order) for name in list(members[0].metrics)}
+        merged.append(_each_once(frame.iloc[order].reset_index(drop=True), metrics, folder))
     merged.sort(key=lambda part: part.frame["place"].iloc[0])
     return tuple(Part(part.frame.drop(columns="place"), part.metrics) for part in merged)
 
 
-def _each_once(part: Part, folder: Path) -> Part:
-    repeated = np.flatnonzero(part.frame["place"].duplicated().to_numpy())
+def _in_order(parts: list[Part], metric: str, order: np.ndarray) -> np.ndarray:
+    """One metric of all parts; they give it away, so that no more than one metric is in memory twice."""
+    joined = np.concatenate([part.metrics.pop(metric) for part in parts])
+    return joined if np.array_equal(order, np.arange(len(order))) else joined[order]
+
+
+def _each_once(frame: pd.DataFrame, metrics: dict[str, np.ndarray], folder: Path) -> Part:
+    repeated = np.flatnonzero(frame["place"].duplicated().to_numpy())
     for row in repeated:
-        if not all(np.array_equal(v[row], v[row - 1], equal_nan=True) for v in part.metrics.values()):
-            name = part.frame["run_id"].iloc[row]
+        if not all(np.array_equal(v[row], v[row - 1], equal_nan=True) for v in metrics.values()):
+            name = frame["run_id"].iloc[row]
             raise ResultsError(f"{folder} holds run {name} twice with different values; train again with --fresh")
-    return part.take(np.setdiff1d(np.arange(len(part.frame)), repeated))
+    return Part(frame, metrics).take(np.setdiff1d(np.arange(len(frame)), repeated))
 
 
 def _select(part: Part, values: Mapping[str, Any]) -> Part:
@@ -268,23 +292,47 @@ def _select(part: Part, values: Mapping[str, Any]) -> Part:
         wanted = list(value) if isinstance(value, (list, tuple, set, np.ndarray)) else [value]
         if name in part.frame:
             column = part.frame[name]
-            keep &= _close(column, wanted) if column.dtype.kind == "f" else column.isin(wanted).to_numpy()
+            keep &= _close(column, wanted) if column.dtype.kind in "fiu" else column.isin(wanted).to_numpy()
         else:
-            keep &= None in wanted
+            keep &= any(_is_missing(value) for value in wanted)
     return part.take(np.flatnonzero(keep))
 
 
+def _is_missing(value: Any) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value))
+
+
 def _close(column: pd.Series, wanted: list[Any]) -> np.ndarray:
-    """Equal to about 8 significant digits: a rate that was computed finds the one that was declared."""
+    """Equal to about 8 significant digits: a rate that was computed finds the one that was declared.
+
+    Among integers a wanted one is equal to itself alone: seeds may have ten digits.
+    """
+    if column.dtype.kind in "iu":
+        return column.isin([_whole(value) for value in wanted]).to_numpy()
     numbers = np.array([np.nan if value is None else value for value in wanted], float)
     return np.isclose(column.to_numpy()[:, None], numbers, rtol=1e-8, atol=0).any(axis=1)
 
 
-def _labels(column: pd.Series) -> tuple[list[Any], np.ndarray]:
-    """The distinct values of a column in order (numbers sorted), and each row's place among them."""
-    codes, values = pd.factorize(column, sort=pd.api.types.is_numeric_dtype(column), use_na_sentinel=True)
-    labels: list[Any] = list(values)
+def _whole(value: Any) -> Any:
+    """The integer next to a float that is meant to be one."""
+    is_near = isinstance(value, float) and math.isfinite(value) and math.isclose(value, round(value), rel_tol=1e-8)
+    return round(value) if is_near else value
+
+
+def _with_nullable(frame: pd.DataFrame, gaps: Collection[str]) -> pd.DataFrame:
+    integers = [name for name in frame if name in gaps and frame[name].dtype.kind in "iu"]
+    return frame.astype(dict.fromkeys(integers, "Int64"))
+
+
+def _labels(column: pd.Series) -> tuple[pd.Index, np.ndarray]:
+    """The distinct values of a column in order (numbers sorted), and each row's place among them.
+
+    An index of a stated type: pandas 3 would make NaN of a None among texts.
+    """
+    is_number = pd.api.types.is_numeric_dtype(column)
+    codes, values = pd.factorize(column, sort=is_number, use_na_sentinel=True)
+    labels = values.tolist()
     if (codes < 0).any():
         codes = np.where(codes < 0, len(labels), codes)
-        labels.append(np.nan if pd.api.types.is_numeric_dtype(column) else None)
-    return labels, codes
+        labels.append(np.nan if is_number else None)
+    return pd.Index(labels, dtype=None if is_number else object), codes
