@@ -416,9 +416,8 @@ def test_redrawing_imports_no_engine(tmp_path):
 
 def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(tmp_path):
     flags = ["--num_steps=2000", "--sweep=mnist1d", "--seeds=10"]
-    command = [sys.executable, "-m", MODULE, "--scale=smoke", *flags]
     process = subprocess.Popen(
-        [*command, f"--out={tmp_path / 'stopped'}"],
+        [sys.executable, "-m", MODULE, "--scale=smoke", *flags, f"--out={tmp_path / 'stopped'}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -437,7 +436,8 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(tmp_path):
     assert not moved
     assert 0 < len(saved) < 60
     for out in ("stopped", "undisturbed"):
-        subprocess.run([*command, f"--out={tmp_path / out}"], check=True, capture_output=True, cwd=ROOT)
+        status, _, said = main(*flags, experiment=EXPERIMENT, out=tmp_path / out)
+        assert status == 0, said
     stopped, undisturbed = (
         load(folders.folder_of(tmp_path / out, EXPERIMENT.name, "smoke")) for out in ("stopped", "undisturbed")
     )
