@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import dlexp
-from dlexp import claims as judging
 from dlexp.results import files, folders, table
 from dlexp.results.files import ResultsError
 from dlexp.results.table import NotMeasuredError, Results
-from dlexp.sweep import overrides
+from dlexp.study import claims as judging
+from dlexp.sweep import overrides, scales
 from dlexp.sweep.grids import Identity
 from dlexp.types import Experiment
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from dlexp.sweep.plan import Plan
 
-SCALES = ("smoke", "cpu", "gpu")
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 REFERENCE = Path(dlexp.__file__).parents[1] / "results"
 
@@ -42,6 +41,7 @@ def run(
     precision: str = "float32",
     out: str | os.PathLike = "runs",
     fresh: bool = False,
+    accept: bool = False,
     console: Console | None = None,
 ) -> Results:
     """Trains what is missing of an experiment, saves it, draws and judges it, and returns its results.
@@ -56,11 +56,12 @@ def run(
       precision: of products of matrices: float32, tensorfloat32 or bfloat16, recorded with the results.
       out: results go to `out/section/name/scale`.
       fresh: drop what is saved there first.
+      accept: keep runs that were saved there by other code than the experiment has now.
       console: where progress is shown (default: standard output).
 
     Raises:
       ValueError: where something asked for does not exist or fit; nothing is written then.
-      ResultsError: where the folder cannot be used.
+      ResultsError: where the folder cannot be used, or its runs were trained by other code.
     """
     from rich.console import Console
 
@@ -69,7 +70,8 @@ def run(
 
     plans = plan(experiment, scale=scale, seeds=seeds, num_steps=num_steps, axes=axes, only=only, precision=precision)
     folder, console = folders.folder_of(out, experiment.name, scale), console or Console()
-    training.train(experiment, plans, scale=scale, folder=folder, fresh=fresh, console=console)
+    options: dict[str, Any] = {"fresh": fresh, "accept": accept, "console": console}
+    training.train(experiment, plans, scale=scale, folder=folder, **options)
     results = table.load(folder)
     try:
         publish(experiment, results, tell=lambda sentence: say(console, sentence))
@@ -93,14 +95,14 @@ def plan(
     Raises:
       ValueError: as `run` does.
     """
-    from dlexp.sweep import machine
+    from dlexp.sweep import contract, machine
     from dlexp.sweep import plan as planning
 
-    if scale not in SCALES:
-        raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    declared = experiment.sweeps(scale)
+    machine.check_settings()
+    declared = scales.sweeps(experiment, scale)
+    contract.check_sweeps(declared)
     _check_names(experiment.name, declared)
     only = (only,) if isinstance(only, str) else only
     sweeps = overrides.apply(declared, seeds=seeds, num_steps=num_steps, axes=axes, only=only)
@@ -140,16 +142,13 @@ def publish(
       ResultsError: where runs are missing, or the saved grid is not the experiment's own and they cannot be made
         from it; what was drawn of another grid is withdrawn.
     """
-    from dlexp import plots
+    from dlexp.study import style
 
     folder = folder or results.folder
     try:
         _check_complete(results)
-        with plots.style():
-            figures = experiment.figures(results)
-            if not isinstance(figures, Mapping):
-                raise TypeError(f"an experiment's figures must return {{name: Figure}}, got {type(figures).__name__}")
-            drawn = _drawn(figures, tell)
+        with style.style():
+            drawn = _drawn(experiment, results, tell)
         claims = _judged(experiment, results, tell, anything=bool(drawn))
     except Exception as error:
         if not isinstance(error, ResultsError) and not _is_changed(experiment, results):
@@ -161,24 +160,24 @@ def publish(
             f"{results.folder}"
         ) from error
     written = []
-    for name in figures.keys() - drawn.keys():  # an older one would be of another grid
+    for name in {figure.__name__ for figure in experiment.figures} - drawn.keys():  # one there is of another grid
         for ending in ("svg", "png"):
             (folder / "figures" / f"{name}.{ending}").unlink(missing_ok=True)
     for name, figure in drawn.items():
-        written += plots.save(figure, folder / "figures" / name)
+        written += style.save(figure, folder / "figures" / name)
     path = folder / "claims.json"
     files.write_text(path, judging.to_json(claims))
     return [*written, path]
 
 
-def _drawn(figures: Mapping[str, Any], tell: Callable[[str], None]) -> dict[str, Figure]:
+def _drawn(experiment: Experiment, results: Results, tell: Callable[[str], None]) -> dict[str, Figure]:
     """The figures that this grid has the points for; an error where it has them for none."""
     drawn, last = {}, None
-    for name, figure in figures.items():
+    for figure in experiment.figures:
         try:
-            drawn[name] = figure() if callable(figure) else figure
+            drawn[figure.__name__] = figure(results)
         except NotMeasuredError as error:
-            tell(f"figure {name} is left out: {error}")
+            tell(f"figure {figure.__name__} is left out: {error}")
             last = error
     if last and not drawn:
         raise last
@@ -201,7 +200,9 @@ def _check_complete(results: Results) -> None:
     for name, declared in results.manifest["sweeps"].items():
         num_saved = len(results.tables.get(name, ()))
         if num_saved < declared["num_runs"]:
-            raise ResultsError(f"sweep {name} has {num_saved} of {declared['num_runs']} runs; the same command goes on")
+            raise ResultsError(
+                f"sweep {name} has {num_saved} of {declared['num_runs']} runs; run the same command again to finish it"
+            )
 
 
 def _withdraw(folder: Path) -> None:
@@ -227,7 +228,7 @@ def train_again(plans: Mapping[str, Plan], run_id: str) -> dict[str, np.ndarray]
 
     machine.enable_compile_cache()
     chosen = plan_with(plans, run_id)
-    events = engine.train(chosen, machine.start_devices(), done=_Others(run_id))
+    events = engine.train(chosen, machine.start_devices(), chosen.missing(_Others(run_id)))
     finished = next(event for event in events if isinstance(event, engine.Finished))
     return {name: values[0] for name, values in finished.metrics.items()}
 
@@ -282,7 +283,7 @@ class _Others:
 
 def _is_changed(experiment: Experiment, results: Results) -> bool:
     """Whether the saved grid is another than the experiment declares, or lacks a sweep."""
-    declared = experiment.sweeps(results.scale)
+    declared = scales.sweeps(experiment, results.scale)
     saved = results.manifest["sweeps"]
     same = {name: table.describe(sweep.grid) for name, sweep in declared.items()}
     return same != {name: saved[name]["blocks"] for name in results if name in saved}

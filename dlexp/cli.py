@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from absl import flags
 from rich.console import Console
 
-from dlexp import api
+from dlexp import api, fingerprint, sources
 from dlexp.progress import say
 from dlexp.results import folders
 from dlexp.results.files import ResultsError
+from dlexp.sweep import scales
 from dlexp.types import Experiment
 
 if TYPE_CHECKING:
@@ -71,7 +72,13 @@ def _run(experiment: Experiment, values: dict[str, Any], console: Console) -> in
     except (ValueError, TypeError) as error:
         if not _is_our_own(error):
             raise
-        raise _UsageError(_flagged(str(error), values)) from error
+        raise _UsageError(_located(_flagged(str(error), values), error)) from error
+    except KeyError as error:
+        if not (flag := _asked_for(error, values)):
+            raise  # the author's own
+        raise _UsageError(
+            f"{flag}: the experiment knows no {error}; its module's docstring says what there is"
+        ) from error
     if values["plan"]:
         for part in report.plan_tables(plans):
             console.print(part, highlight=False, soft_wrap=isinstance(part, str))
@@ -79,7 +86,8 @@ def _run(experiment: Experiment, values: dict[str, Any], console: Console) -> in
     if values["run_id"] is not None:
         return _train_again(_as_saved(experiment, plans, values), values, console)
     folder = folders.folder_of(values["out"], experiment.name, values["scale"])
-    options = {"scale": values["scale"], "folder": folder, "fresh": values["fresh"], "console": console}
+    options = {name: values[name] for name in ("scale", "fresh", "accept")}
+    options |= {"folder": folder, "console": console}
     training.train(experiment, plans, **options)
     return _conclude(experiment, folder, console)
 
@@ -87,8 +95,8 @@ def _run(experiment: Experiment, values: dict[str, Any], console: Console) -> in
 def _conclude(experiment: Experiment, folder: Path, console: Console) -> int:
     """Figures, claims, and the closing summary."""
     from dlexp import report
-    from dlexp.claims import from_json
     from dlexp.results import load
+    from dlexp.study.claims import from_json
 
     results = load(folder)
     for part in report.best_points(results):
@@ -117,6 +125,8 @@ def _redraw(experiment: Experiment, values: dict[str, Any], console: Console) ->
     target = folders.folder_of(values["out"], experiment.name, values["scale"])
     if results.folder != target:
         say(console, f"drawn from the reference results in {results.folder}")
+    elif not values["accept"]:
+        fingerprint.check(experiment, experiment.sweeps(values["scale"]), values["scale"], results.manifest, target)
     for path in api.publish(experiment, results, folder=target, tell=lambda sentence: say(console, sentence)):
         say(console, str(path))
     return 0
@@ -127,8 +137,12 @@ def _as_saved(experiment: Experiment, plans: Mapping[str, Plan], values: dict[st
     from dlexp import training
 
     roots = (values["out"], api.REFERENCE)
-    manifests = (folders.read_manifest(folders.folder_of(root, experiment.name, values["scale"])) for root in roots)
-    return training.as_saved(plans, next(filter(None, manifests), {}), exactly=True)
+    own, reference = (folders.folder_of(root, experiment.name, values["scale"]) for root in roots)
+    manifest = folders.read_manifest(own) or {}
+    if not values["accept"]:
+        sweeps = {name: each.sweep for name, each in plans.items()}
+        fingerprint.check(experiment, sweeps, values["scale"], manifest, own)
+    return training.as_saved(plans, manifest or folders.read_manifest(reference) or {}, exactly=True)
 
 
 def _train_again(plans: Mapping[str, Plan], values: dict[str, Any], console: Console) -> int:
@@ -146,7 +160,7 @@ def _train_again(plans: Mapping[str, Plan], values: dict[str, Any], console: Con
 def _flags() -> flags.FlagValues:
     """The flags, held by no global: several experiments may be run from one process."""
     values = flags.FlagValues()
-    flags.DEFINE_enum("scale", "cpu", api.SCALES, "how large a grid", flag_values=values)
+    flags.DEFINE_enum("scale", "cpu", scales.SCALES, "how large a grid", flag_values=values)
     flags.DEFINE_integer("seeds", None, "seeds of every point", 1, 10**7, flag_values=values)
     flags.DEFINE_integer("num_steps", None, "optimizer steps of every run", 1, 2**31 - 1, flag_values=values)
     flags.DEFINE_multi_string("axis", [], "NAME=VALUE,VALUE,... or NAME=geom:LOW:HIGH:COUNT", flag_values=values)
@@ -158,6 +172,7 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_boolean("plan", False, "show what would be trained, and train nothing", flag_values=values)
     flags.DEFINE_boolean("redraw", False, "draw from saved results, and train nothing", flag_values=values)
     flags.DEFINE_boolean("fresh", False, "drop the saved results and start over", flag_values=values)
+    flags.DEFINE_boolean("accept", False, "keep saved runs that were trained by other code", flag_values=values)
     flags.DEFINE_boolean("help", False, "show this text", short_name="h", flag_values=values)
     return values
 
@@ -192,7 +207,7 @@ def _check_combination(values: dict[str, Any]) -> None:
 
 
 def _choices(values: dict[str, Any]) -> dict[str, Any]:
-    from dlexp.sweep.grids import parse_axis
+    from dlexp.sweep.axes import parse_axis
 
     axes = {}
     for text in values["axis"]:
@@ -209,6 +224,19 @@ def _is_our_own(error: Exception) -> bool:
     """Whether this project raised it, to tell the user; another's error keeps its traceback."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return Path(last.filename).is_relative_to(Path(api.__file__).parent)
+
+
+def _located(message: str, error: Exception) -> str:
+    """The message with the line of the user's file that led to it, unless it names a flag or the line already."""
+    line = sources.own_line(error)
+    return message if line is None or message.startswith("--") or line.file in message else f"{message} ({line})"
+
+
+def _asked_for(error: KeyError, values: dict[str, Any]) -> str:
+    """The flag that asks for what is not there, empty where none does."""
+    missing = str(error.args[0]) if error.args else ""
+    axes = [text for text in values["axis"] if missing in map(str.strip, text.partition("=")[2].split(","))]
+    return f"--axis={axes[0]}" if axes else f"--scale={missing}" if missing == values["scale"] else ""
 
 
 def _flagged(message: str, values: dict[str, Any]) -> str:

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dlexp import choices, xla
-from dlexp.types import Hyper, PyTree, Range
+from dlexp import ops
+from dlexp.types import Hyper, Range
 
 LEARNING_RATE = Range(0.0, math.inf)
 _DECAY = Range(0.0, 1.0, open_high=True)
@@ -45,31 +45,6 @@ class Optimizer(NamedTuple):
 
     hyper: Mapping[str, Range]
     make_tx: Callable[[Hyper], optax.GradientTransformation]
-
-
-def take_step(
-    tx: optax.GradientTransformation, grads: PyTree, opt_state: PyTree, params: PyTree
-) -> tuple[PyTree, PyTree]:
-    """Returns the parameters and the optimizer's state after one step of an Optax transformation.
-
-    Where programs are compiled for it (`dlexp.xla`), all of it in one pass over memory: what the parameters need of
-    the new state is written a second time, so that no loop waits for another's array.
-    """
-    updates, next_state = tx.update(grads, opt_state, params)
-    if choices.choose("optimizer", xla.ways_to_update()) == xla.ONE_PASS:
-        updates, _ = tx.update(_in_other_words(grads), _in_other_words(opt_state), params)
-    return optax.apply_updates(params, updates), next_state
-
-
-def _in_other_words(tree: PyTree) -> PyTree:
-    """The same numbers, computed so that XLA does not see that they are; only where its loops fill whole vectors."""
-    one = jax.lax.optimization_barrier(jnp.ones(()))
-
-    def times_one(leaf: jax.Array) -> jax.Array:
-        is_wide = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim and leaf.shape[-1] % xla.VECTOR == 0
-        return leaf * one.astype(leaf.dtype) if is_wide or xla.is_narrow(leaf) else leaf
-
-    return jax.tree.map(times_one, tree)
 
 
 def constant() -> Schedule:
@@ -126,15 +101,6 @@ def _scale_by_learning_rate(schedule: Schedule | None, hyper: Hyper) -> optax.Gr
     return optax.scale_by_schedule(lambda step: -hyper["learning_rate"] * factor(step))
 
 
-def _number_by_number(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same transformation of matrices as they lie in training (`xla.exchanged`); it knows no rows and columns."""
-
-    def update(grads: PyTree, opt_state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
-        return xla.exchanged(tx.update(*xla.exchanged((grads, opt_state, params))))
-
-    return optax.GradientTransformation(tx.init, update)
-
-
 def _with_learning_rate(
     hyper: Mapping[str, Range],
     direction: Callable[[Hyper], optax.GradientTransformation],
@@ -143,7 +109,7 @@ def _with_learning_rate(
     schedule_hyper = schedule.hyper if schedule else {}
 
     def make_tx(values: Hyper) -> optax.GradientTransformation:
-        return _number_by_number(optax.chain(direction(values), _scale_by_learning_rate(schedule, values)))
+        return ops.one_pass(optax.chain(direction(values), _scale_by_learning_rate(schedule, values)))
 
     return Optimizer({"learning_rate": LEARNING_RATE, **hyper, **schedule_hyper}, make_tx)
 
@@ -267,6 +233,47 @@ def chain(*optimizers: Optimizer) -> Optimizer:
             if hyper.setdefault(name, legal) != legal:
                 raise ValueError(f"chain: two optimizers read {name!r} with different ranges; rename one of them")
     return Optimizer(hyper, lambda values: optax.chain(*(each.make_tx(values) for each in optimizers)))
+
+
+def renamed(optimizer: Optimizer, **names: str) -> Optimizer:
+    """Returns the optimizer whose swept numbers have other names: `renamed(adam(), learning_rate="critic_rate")`.
+
+    Args:
+      optimizer: whose numbers are renamed.
+      names: its name -> the new one; the others keep theirs.
+
+    Raises:
+      ValueError: where the optimizer has no number of that name, or two would get the same.
+    """
+    if unknown := sorted(names.keys() - optimizer.hyper.keys()):
+        known = ", ".join(sorted(optimizer.hyper))
+        raise ValueError(f"renamed: the optimizer has no {', '.join(unknown)}; it has {known}")
+    new_names = {name: names.get(name, name) for name in optimizer.hyper}
+    if len(set(new_names.values())) < len(new_names):
+        raise ValueError(f"renamed: two numbers would have the same name, got {', '.join(sorted(new_names.values()))}")
+
+    def make_tx(values: Hyper) -> optax.GradientTransformation:
+        return optimizer.make_tx({name: values[new] for name, new in new_names.items()})
+
+    return Optimizer({new_names[name]: legal for name, legal in optimizer.hyper.items()}, make_tx)
+
+
+def with_defaults(optimizer: Optimizer, **values: float) -> Optimizer:
+    """Returns the optimizer with values for runs whose grid does not name them.
+
+    `with_defaults(sgd(), learning_rate=0.1)` can be run without an axis of rates.
+
+    Raises:
+      ValueError: where the optimizer has no number of that name, or the value is out of its range.
+    """
+    hyper = dict(optimizer.hyper)
+    for name, value in values.items():
+        if name not in hyper:
+            raise ValueError(f"with_defaults: the optimizer has no {name}; it has {', '.join(sorted(hyper))}")
+        if value not in hyper[name]:
+            raise ValueError(f"with_defaults: {name} must be {hyper[name]}, got {value!r}")
+        hyper[name] = hyper[name]._replace(default=value)
+    return optimizer._replace(hyper=hyper)
 
 
 def from_name(name: str, schedule: Schedule | None = None) -> Optimizer:

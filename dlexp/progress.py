@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 _PLAIN_SECONDS = 5.0  # between two plain lines
 
@@ -33,15 +33,15 @@ class Display:
         self._num_runs, self._done, self._before = num_runs, num_done, num_done
         self._unit = max(num_steps, 1)
         self._advanced, self._diverged, self._diverged_here = 0.0, 0, 0
-        self._began = self._spoken = time.monotonic()
-        self._first: tuple[float, float] | None = None  # when the first steps were made, and how much that was
+        self._earlier, self._earlier_here = 0.0, 0.0  # of what advanced: made by an earlier process; in this chunk
+        self._began: float | None = None  # when the first steps began, known once they are made
+        self._spoken = time.monotonic()
         self._live = console.is_terminal or console.is_jupyter
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(compact=True),
             console=console,
             disable=not self._live,
         )
@@ -64,21 +64,26 @@ class Display:
         if not self._live:
             say(self._console, f"{self._sweep}: compiling {config}")
 
-    def advanced(self, run_steps: int, num_nonfinite: int) -> None:
-        """Runs made some steps."""
+    def advanced(self, run_steps: int, num_nonfinite: int, took: float | None) -> None:
+        """Runs made some steps in so many seconds; an earlier process made them where that is None."""
         self._advanced += run_steps / self._unit
         self._diverged_here = num_nonfinite
-        self._first = self._first or (time.monotonic(), self._advanced)
+        if took is None:
+            self._earlier_here += run_steps / self._unit
+        else:
+            self._note_seconds(took)
         self._bar.update(self._task, completed=self._before + self._advanced, text=self._text())
         if not self._live and time.monotonic() - self._spoken > _PLAIN_SECONDS:
             self._say()
 
     def started_over(self) -> None:
         """The chunk under way begins anew: its steps so far do not count."""
-        self._advanced, self._diverged_here, self._first = float(self._done - self._before), 0, None
+        self._advanced, self._diverged_here, self._earlier_here = float(self._done - self._before), 0, 0.0
 
-    def finished(self, num_runs: int, num_nonfinite: int) -> None:
-        """A chunk of runs is trained."""
+    def finished(self, num_runs: int, num_nonfinite: int, seconds: float) -> None:
+        """A chunk of runs is trained; what was done to it here took so many seconds."""
+        self._note_seconds(seconds)
+        self._earlier, self._earlier_here = self._earlier + self._earlier_here, 0.0
         self._done += num_runs
         self._diverged, self._diverged_here = self._diverged + num_nonfinite, 0
         self._advanced = float(self._done - self._before)
@@ -88,22 +93,25 @@ class Display:
         diverged = self._diverged + self._diverged_here
         steps = int((self._before + self._advanced) * self._unit)
         counts = f"{self._done} of {self._num_runs} runs, {steps:,} steps"
-        return f"{counts}, {self._rate():.1f} runs/s, {diverged} non-finite"
+        return f"{counts}, {self._rate():.1f} runs/s, {diverged} non-finite{self._wait()}"
+
+    def _note_seconds(self, seconds: float) -> None:
+        """Neither starting up nor the first compilation counts as training."""
+        if self._began is None:
+            self._began = time.monotonic() - seconds
 
     def _rate(self) -> float:
-        return self._advanced / max(time.monotonic() - self._began, 1e-9)
+        """Runs a second that this process trains."""
+        spent = 0.0 if self._began is None else time.monotonic() - self._began
+        return (self._advanced - self._earlier - self._earlier_here) / max(spent, 1e-9)
 
-    def _seconds_left(self) -> float | None:
-        """By the pace since the first steps: what came before, such as finding saved runs, does not come again."""
-        left = self._num_runs - self._before - self._advanced
-        if self._first is None or left < 0.5:
-            return None
-        began, before = self._first
-        made = self._advanced - before
-        return left * (time.monotonic() - began) / made if made > 0 else None
+    def _wait(self) -> str:
+        left, rate = self._num_runs - self._before - self._advanced, self._rate()
+        if left < 0.5 or rate <= 0:
+            return ""
+        seconds = round(left / rate)
+        return f", {seconds} s left" if seconds < 600 else f", {seconds / 60:.0f} min left"
 
     def _say(self) -> None:
         self._spoken = time.monotonic()
-        left = self._seconds_left()
-        wait = "" if left is None else f", {left:.0f} s left"
-        say(self._console, f"{self._sweep}: {self._text()}{wait}")
+        say(self._console, f"{self._sweep}: {self._text()}")

@@ -10,9 +10,9 @@ from rich import box
 from rich.table import Table as Grid
 from rich.text import Text
 
-from dlexp import analysis
-from dlexp.claims import Claim
 from dlexp.results.table import Results, Table
+from dlexp.study import statistics
+from dlexp.study.claims import Claim
 
 if TYPE_CHECKING:
     from dlexp.sweep.plan import Plan
@@ -75,9 +75,9 @@ def best_points(results: Results) -> Iterable[Grid]:
     """Yields, for each sweep with a validation metric, the best swept values of every config."""
     for name, table in results.items():
         over = [axis for axis in table.axes if axis in table.frame and _is_swept(results, name, axis)]
-        choose_by = analysis.choosing_metric(table)
+        choose_by = statistics.choosing_metric(table)
         if over and choose_by:
-            yield _best_table(name, table, over, analysis.reported_metric(table, choose_by))
+            yield _best_table(name, table, over, statistics.reported_metric(table, choose_by))
 
 
 def claim_table(claims: Sequence[Claim]) -> Grid:
@@ -124,7 +124,7 @@ def agreement(own: Results, reference: Results) -> Iterable[str]:
 
 
 def _best_table(name: str, table: Table, over: Sequence[str], metric: str) -> Grid:
-    best = analysis.best(table, over, report=metric)
+    best = statistics.best(table, over, report=metric)
     rows = _new(f"{name}: best point by validation, {metric} there")
     shown = [column for column in best if column not in ("low", "high", "num_failed", "mean", "num_seeds")]
     any_failed = best["num_failed"].any()

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dlexp.choices import OWN, SHARED
+from dlexp import faults, fingerprint
 from dlexp.interrupt import deferred
+from dlexp.ops.choices import OWN, SHARED
 from dlexp.progress import Display, say
 from dlexp.results import checkpoint, columns, folders, store, strictjson, table
 from dlexp.results.files import ResultsError
@@ -31,14 +32,22 @@ CHECKPOINT_SECONDS = 30.0  # between two states
 
 
 def train(
-    experiment: Experiment, plans: Mapping[str, Plan], *, scale: str, folder: Path, fresh: bool, console: Console
+    experiment: Experiment,
+    plans: Mapping[str, Plan],
+    *,
+    scale: str,
+    folder: Path,
+    fresh: bool,
+    console: Console,
+    accept: bool = False,
 ) -> None:
     """Trains every run of the plans that is not saved in the folder yet.
 
     The first SIGINT or SIGTERM ends it after the segment under way, with the state of the chunk kept.
 
     Raises:
-      ResultsError: where the folder cannot be used or is full, or a run does not fit into memory alone.
+      ResultsError: where the folder cannot be used or is full, its runs were trained by other code and nobody
+        accepts them, or a run does not fit into memory alone.
       KeyboardInterrupt: after a signal, once everything is saved.
     """
     dropped = tuple(plans) if fresh else ()
@@ -46,6 +55,9 @@ def train(
         num_files = len(list((folder / name).glob("*.parquet")))
         say(console, f"--fresh drops {folder / name} with {num_files} files of runs")
     with folders.claimed(folder, experiment.name, experiment.version, drop=dropped) as manifest:
+        sweeps = {name: each.sweep for name, each in plans.items()}
+        if not accept:
+            fingerprint.check(experiment, sweeps, scale, manifest, folder)
         plans = as_saved(plans, manifest)
         manifest = _declared(experiment, plans, scale, manifest)
         try:
@@ -90,7 +102,7 @@ def _with_layouts(plan: Plan, layouts: Mapping[str, Any], exactly: bool) -> Plan
 
 def _possible(layout: Layout, group: Group, exactly: bool) -> Layout:
     """Without what cannot be chosen here: what XLA can be told depends on the process."""
-    options = {**({"seed": (OWN, SHARED)} if exactly else {}), **group.open}
+    options = {**({"seed": (OWN, SHARED)} if exactly else {}), **group.choices}
     return layout._replace(choices=tuple(pair for pair in layout.choices if pair[1] in options.get(pair[0], ())))
 
 
@@ -131,6 +143,7 @@ def _declared(
             "blocks": table.describe(each.sweep.grid),
             "layouts": _saved_layouts(manifest, name),
             "seconds": sweeps.get(name, {}).get("seconds", 0.0),
+            "code": fingerprint.code_of(each.sweep),
         }
     return {
         **manifest,
@@ -148,16 +161,14 @@ class _Sweep:
     def __init__(self, plan: Plan, folder: Path, console: Console, stopping: Callable[[], bool]) -> None:
         self._plan, self._folder, self._console, self._stopping = plan, folder, console, stopping
         self._kept_at, self._paces = time.monotonic(), dict[int, Pace]()
+        self._lost = [(0, 0)] * len(plan.groups)  # runs of each group lost at step 0, and runs seen
         machine.enable_compile_cache()
         self._devices = machine.start_devices()
-        self._done = self._saved()
+        done = self._saved()
         self._writer = store.Writer(folder, store.conform(folder, columns.of_grid(plan.sweep.grid)))
-        self._num_missing = [self._count_missing(group) for group in plan.groups]
-
-    def _count_missing(self, group: Group) -> int:
-        if not self._done:
-            return group.num_runs  # no ids need be made
-        return sum(1 for name, _ in self._plan.runs(group) if name not in self._done)
+        self._missing = plan.missing(done) if done else None  # None for all: no ids need be made
+        whole = [group.num_runs for group in plan.groups]
+        self._num_missing = whole if self._missing is None else [int(each.sum()) for each in self._missing]
 
     def is_missing_any(self) -> bool:
         """Whether there is anything to train; says so where there is not."""
@@ -184,7 +195,7 @@ class _Sweep:
         num_done = self._plan.num_runs - sum(self._num_missing)
         display = Display(self._console, identity.sweep, self._plan.num_runs, num_done, sweep.num_steps)
         with display, self._writer:
-            for event in engine.train(self._plan, self._devices, self._done, self._resume):
+            for event in engine.train(self._plan, self._devices, self._missing, self._resume):
                 self._handle(event, display, provenance)
         trained = time.perf_counter()
         checkpoint.discard(self._folder)
@@ -225,15 +236,33 @@ class _Sweep:
                 say(self._console, f"{family}: out of memory; going on with {width} runs at once on each device")
             case Advanced():
                 self._writer.flush(store.FILE_SECONDS)
-                display.advanced(event.run_steps, event.num_nonfinite)
+                display.advanced(event.run_steps, event.num_nonfinite, event.took)
                 self._keep_state(event)
             case Finished():
+                self._note_lost(event)
                 self._save(event, provenance)
-                display.finished(len(event.runs), sum(at >= 0 for at in event.nonfinite_at))
+                display.finished(len(event.runs), sum(at >= 0 for at in event.nonfinite_at), event.seconds)
                 if event.pace and event.layout == self._plan.groups[event.group].layout:
                     self._paces[event.group] = event.pace
                 if self._stopping():
                     raise KeyboardInterrupt
+
+    def _note_lost(self, chunk: Finished) -> None:
+        """Where no run of a group comes beyond step 0, data may be at fault: then nothing is saved and all stops."""
+        group = self._plan.groups[chunk.group]
+        lost_before, seen_before = self._lost[chunk.group]
+        lost, seen = lost_before + int((chunk.nonfinite_at == 0).sum()), seen_before + len(chunk.runs)
+        self._lost[chunk.group] = (lost, seen)
+        if group.measure or lost < seen:
+            return
+        if not lost_before and (fault := faults.of_data(group.learner.data)):
+            sweep = self._plan.identity.sweep
+            raise ResultsError(
+                f"sweep {sweep}, {group.family}: all runs are lost at step 0, and {fault}; mend the data and run again"
+            )
+        if seen == self._num_missing[chunk.group]:
+            sentence = f"{group.family}: all {seen} runs are lost at step 0, though the data are finite; going on"
+            say(self._console, sentence)
 
     def _save(self, chunk: Finished, provenance: Mapping[str, Any]) -> None:
         """Rows of quick chunks wait for each other, of measurements none; a kept state goes once the rows are saved."""

@@ -6,18 +6,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+import numpy as np
+
 if TYPE_CHECKING:
     import jax
     from matplotlib.figure import Figure
 
-    from dlexp.claims import Claim
     from dlexp.results.table import Results
+    from dlexp.study.claims import Claim
     from dlexp.sweep.grids import Grid
 
 Key: TypeAlias = "jax.Array"
 Hyper: TypeAlias = "Mapping[str, jax.Array]"
 Metrics: TypeAlias = "Mapping[str, jax.Array]"
-Figures: TypeAlias = "Mapping[str, Figure | Callable[[], Figure]]"
 Config = Mapping[str, Any]
 PyTree = Any
 
@@ -42,17 +43,42 @@ class Range(NamedTuple):
     open_high: bool = False
 
     def __contains__(self, value: object) -> bool:
-        if not isinstance(value, (int, float)) or not math.isfinite(value):
+        if not isinstance(value, (int, float)) or not abs(value) < math.inf:
             return False
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
-        return above and below and (not self.integer or float(value).is_integer())
+        return above and below and (not self.integer or isinstance(value, int) or value.is_integer())
+
+    def first_illegal(self, values: Sequence[float], dtype: Any) -> int | None:
+        """Returns the place of the first value that is illegal as a number of a dtype, None where all are legal.
+
+        A program gets the value rounded to the dtype, and takes what is smaller than its smallest normal number for 0:
+        that has to be legal too, between bounds rounded likewise. What an integer dtype cannot hold is illegal.
+        """
+        declared, limits = np.asarray(values, np.float64), np.array([self.low, self.high])
+        if is_integer := np.issubdtype(dtype, np.integer):
+            used, (low, high) = declared, np.clip(limits, np.iinfo(dtype).min, np.iinfo(dtype).max)
+        else:
+            used, (low, high) = rounded_to(declared, dtype), rounded_to(limits, dtype)
+        legal = np.isfinite(used) & (declared >= self.low) & (declared <= self.high)
+        legal &= (used > low) if self.open_low else (used >= low)
+        legal &= (used < high) if self.open_high else (used <= high)
+        if self.integer or is_integer:
+            legal &= declared == np.floor(declared)
+        return None if legal.all() else int(np.argmin(legal))
 
     def __str__(self) -> str:
         left = "(" if self.open_low or math.isinf(self.low) else "["
         right = ")" if self.open_high or math.isinf(self.high) else "]"
         kind = "an integer" if self.integer else "a number"
         return f"{kind} in {left}{self.low:g}, {self.high:g}{right}"
+
+
+def rounded_to(values: np.ndarray, dtype: Any) -> np.ndarray:
+    """Returns what programs take numbers for in a dtype of floats: 0 where they are smaller than its normal numbers."""
+    with np.errstate(over="ignore"):
+        rounded = values.astype(dtype)
+    return np.where(np.abs(rounded) < np.finfo(dtype).tiny, rounded.dtype.type(0), rounded)
 
 
 class Model(NamedTuple):
@@ -145,16 +171,22 @@ class Experiment(NamedTuple):
     Attributes:
       name: `section.module`, unique; also the folder of its results.
       version: part of every run's identity; raise it when the meaning of the code or its constants changes.
-      question: one sentence that ends with a question mark.
-      sweeps: `scale -> {name: Sweep}` for the scales `smoke`, `cpu` and `gpu`.
-      figures: `results -> {name: Figure}`, from saved results alone; a function in place of a Figure is called when
-        it is its turn, and a figure whose points the grid lacks (`NotMeasuredError`) is left out.
+      doc: the module's docstring; its first line is the question and ends with a question mark.
+      sweeps: `() -> {name: Sweep}` at the size for two CPU cores, from which `smoke` and `gpu` are derived
+        (`dlexp.sweep.scales`); or `scale -> {name: Sweep}`, which says all three itself.
+      figures: functions `results -> Figure` of saved results alone; a figure has its function's name, and one whose
+        runs the grid lacks (`NotMeasuredError`) is left out.
       claims: `results -> [Claim]`, from saved results alone.
     """
 
     name: str
     version: int
-    question: str
-    sweeps: Callable[[str], Mapping[str, Sweep]]
-    figures: Callable[[Results], Figures] = lambda results: {}
+    doc: str
+    sweeps: Callable[..., Mapping[str, Sweep]]
+    figures: Sequence[Callable[[Results], Figure]] = ()
     claims: Callable[[Results], Sequence[Claim]] = lambda results: ()
+
+    @property
+    def question(self) -> str:
+        """The first line of the docstring."""
+        return self.doc.strip().splitlines()[0].strip() if self.doc and self.doc.strip() else ""

@@ -22,6 +22,7 @@ from rich.table import Table as Rows
 import experiments
 from dlexp import api, cli
 from dlexp.results import folders
+from dlexp.sweep import scales
 from dlexp.types import Experiment
 
 REPOSITORY = Path(experiments.__file__).parents[1]
@@ -83,7 +84,7 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_boolean("all", False, "run every experiment", flag_values=values)
     flags.DEFINE_boolean("redraw", False, "draw every experiment from saved results", flag_values=values)
     flags.DEFINE_boolean("markdown", False, "print the README's table of experiments", flag_values=values)
-    flags.DEFINE_enum("scale", "cpu", api.SCALES, "how large the grids", flag_values=values)
+    flags.DEFINE_enum("scale", "cpu", scales.SCALES, "how large the grids", flag_values=values)
     flags.DEFINE_string("out", "runs", "where results go", flag_values=values)
     flags.DEFINE_string("data_dir", None, "folder of data files", flag_values=values)
     return values

@@ -15,7 +15,7 @@ import matplotlib
 import pooch
 import pytest
 
-from dlexp import learner, losses, models, optim
+from dlexp import learners, losses, models, optim
 from dlexp.data import bundled
 from dlexp.sweep import engine, machine
 from dlexp.sweep import plan as planning
@@ -82,7 +82,7 @@ def small_learner(config: Config, num_steps: int) -> Learner:
     model = models.mlp(width=8, num_layers=2, num_outputs=10)
     tx = optim.from_name(config.get("optimizer", "adam"))
     data = bundled.load("digits")
-    return learner.supervised(model, losses.softmax_cross_entropy, tx, data, batch_size=16)
+    return learners.supervised(model, losses.softmax_cross_entropy, tx, data, batch_size=16)
 
 
 def finished(
@@ -99,7 +99,7 @@ def finished(
         Identity("tests.any", 1, "main", num_steps), Sweep(grid, make_learner, num_steps, num_evals), devices
     )
     rows = {}
-    for event in engine.train(plan, devices, done):
+    for event in engine.train(plan, devices, plan.missing(done)):
         if isinstance(event, engine.Finished):
             for row, (_, run) in enumerate(event.runs):
                 rows[(*run.config.values(), *run.hyper.values(), run.seed)] = (event, row)

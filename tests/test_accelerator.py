@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from dlexp import api, learner, losses, models, optim
+from dlexp import api, learners, losses, models, optim
 from dlexp.data import Dataset, bundled
-from dlexp.models import ConvLayer, lowerings
+from dlexp.models import ConvLayer
+from dlexp.ops import convolution
 from dlexp.sweep import engine, grid, machine, tuning
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Identity
@@ -43,12 +44,12 @@ def test_the_precision_is_what_was_asked_for_and_recorded(precision):
     assert machine.provenance(jax.local_devices())["matmul_precision"] == precision
 
 
-@pytest.mark.parametrize("lowering", [name for name in lowerings.LOWERINGS if name != "native"])
+@pytest.mark.parametrize("lowering", [name for name in convolution.LOWERINGS if name != "native"])
 def test_lowerings_agree(lowering):
     machine.set_precision(jax.local_devices(), "float32")
     rng = np.random.default_rng(0)
     inputs, kernel = rng.normal(size=(8, 9, 9, 3)), rng.normal(size=(3, 3, 3, 5))
-    ours, theirs = (lowerings.convolve(inputs, kernel, padding=1, lowering=name) for name in (lowering, "native"))
+    ours, theirs = (convolution.convolve(inputs, kernel, padding=1, lowering=name) for name in (lowering, "native"))
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
@@ -58,7 +59,7 @@ def test_every_layout_is_timed_and_trains():
     data = Dataset(bundled.load("digits").train)
 
     def make_learner(config, num_steps):
-        return learner.supervised(model, losses.softmax_cross_entropy, optim.adam(), data, batch_size=16)
+        return learners.supervised(model, losses.softmax_cross_entropy, optim.adam(), data, batch_size=16)
 
     sweep = Sweep(grid(hyper={"learning_rate": RATES}, seeds=300), make_learner, 100)
     plan = planning.make(Identity("tests.layouts", 1, "main", 100), sweep, devices)

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NO_MODEL_NO_ENGINE = (
     "dlexp.models",
-    "dlexp.learner",
+    "dlexp.learners",
     "dlexp.sweep.engine",
     "dlexp.sweep.plan",
     "jax",
@@ -22,19 +22,25 @@ NO_FILES = ("dlexp.results", "dlexp.data", "dlexp.models", "dlexp.api", "pandas"
 OUTER = ("dlexp.api", "dlexp.cli", "dlexp.report", "experiments")
 FORBIDDEN = {
     "dlexp/types.py": ("dlexp", "jax", "flax", "optax"),
-    "dlexp/losses.py": ("dlexp.learner", "dlexp.sweep", "dlexp.results", *OUTER),
-    "dlexp/optim.py": ("dlexp.learner", "dlexp.sweep", "dlexp.results", *OUTER),
-    "dlexp/models/": ("dlexp.learner", "dlexp.sweep", "dlexp.results", "dlexp.data", *OUTER),
-    "dlexp/data/": ("dlexp.learner", "dlexp.sweep", "dlexp.results", "jax", "flax", *OUTER),
-    "dlexp/theory/": ("dlexp.learner", "dlexp.sweep", "dlexp.results", "dlexp.models", "jax", *OUTER),
-    "dlexp/learner.py": ("dlexp.models", "dlexp.sweep", "dlexp.results", "flax", *OUTER),
-    "dlexp/sweep/": (*NO_FILES, "dlexp.learner", "flax", "optax", *OUTER),
+    "dlexp/checks.py": ("dlexp", "jax", "flax", "optax"),
+    "dlexp/ops/": (
+        *("dlexp.models", "dlexp.losses", "dlexp.optim", "dlexp.learners", "dlexp.data", "dlexp.sweep"),
+        *("dlexp.results", "flax", *OUTER),
+    ),
+    "dlexp/losses.py": ("dlexp.learners", "dlexp.sweep", "dlexp.results", *OUTER),
+    "dlexp/optim.py": ("dlexp.learners", "dlexp.sweep", "dlexp.results", *OUTER),
+    "dlexp/models/": ("dlexp.learners", "dlexp.sweep", "dlexp.results", "dlexp.data", *OUTER),
+    "dlexp/data/": ("dlexp.learners", "dlexp.sweep", "dlexp.results", "jax", "flax", *OUTER),
+    "dlexp/theory/": ("dlexp.learners", "dlexp.sweep", "dlexp.results", "dlexp.models", "jax", *OUTER),
+    "dlexp/learners/": ("dlexp.sweep", "dlexp.results", "flax", *OUTER),
+    "dlexp/learners/supervised.py": ("dlexp.models",),
+    "dlexp/sweep/": (*NO_FILES, "dlexp.learners", "flax", "optax", *OUTER),
     "dlexp/results/": (*NO_MODEL_NO_ENGINE, *OUTER),
-    "dlexp/analysis.py": (*NO_MODEL_NO_ENGINE, *OUTER),
-    "dlexp/claims.py": (*NO_MODEL_NO_ENGINE, *OUTER),
-    "dlexp/plots.py": (*NO_MODEL_NO_ENGINE, *OUTER),
-    "dlexp/api.py": ("dlexp.models", "dlexp.learner", "dlexp.cli", "flax", "experiments"),
-    "dlexp/cli.py": ("dlexp.models", "dlexp.learner", "dlexp.sweep.engine", "flax", "experiments"),
+    "dlexp/study/": (*NO_MODEL_NO_ENGINE, *OUTER),
+    "dlexp/study/statistics.py": ("dlexp.study", "matplotlib"),
+    "dlexp/study/effects.py": ("dlexp",),
+    "dlexp/api.py": ("dlexp.models", "dlexp.learners", "dlexp.cli", "flax", "experiments"),
+    "dlexp/cli.py": ("dlexp.models", "dlexp.learners", "dlexp.sweep.engine", "flax", "experiments"),
 }
 
 

@@ -401,13 +401,13 @@ def test_a_notebook_with_the_backend_up_takes_the_devices_there_are(tmp_path):
 
 
 _SMALL_IN_FULL = """
-from dlexp import learner, losses, models, optim
+from dlexp import learners, losses, models, optim
 from dlexp.data import bundled
 from dlexp.sweep import grid
 from dlexp.types import Experiment, Sweep
 def make(config, num_steps):
     model = models.mlp(width=8, num_layers=2, num_outputs=10)
-    return learner.supervised(model, losses.softmax_cross_entropy, optim.adam(), bundled.load(), batch_size=16)
+    return learners.supervised(model, losses.softmax_cross_entropy, optim.adam(), bundled.load(), batch_size=16)
 GRID = grid(hyper={"learning_rate": (.1, .01)}, seeds=2)
 SMALL = Experiment("tests.note", 1, "?", lambda scale: {"main": Sweep(GRID, make, 20, 2)})
 """
@@ -445,7 +445,7 @@ def test_a_choice_that_the_experiment_does_not_know_is_said_in_a_sentence(tmp_pa
 
     status, _, said = main("--axis=kind=fancy", experiment=SMALL._replace(sweeps=sweeps), out=tmp_path / "runs")
     assert status == 2
-    assert "sweep main: the experiment knows no 'fancy' (kind='fancy')" in said.replace("\n", " ")
+    assert "--axis=kind=fancy: the experiment knows no 'fancy'" in said
     assert not (tmp_path / "runs").exists()
 
 

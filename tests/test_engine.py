@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from dlexp import api, learner, losses, models, optim
+from dlexp import api, learners, losses, models, optim
 from dlexp.data import bundled
 from dlexp.sweep import engine, geomspace, grid, programs, recorder
 from dlexp.sweep import plan as planning
@@ -221,7 +221,7 @@ def test_done_runs_are_not_trained_again(devices):
     sweep = Sweep(grid(hyper={"learning_rate": (0.01, 0.1)}, seeds=2), small_learner, 20, 2)
     plan = planning.make(Identity("tests.any", 1, "main", 20), sweep, devices)
     done = {run_id for run_id, run in plan.runs(plan.groups[0]) if run.seed == 0}
-    trained = [e for e in engine.train(plan, devices, done) if isinstance(e, engine.Finished)]
+    trained = [e for e in engine.train(plan, devices, plan.missing(done)) if isinstance(e, engine.Finished)]
     assert {run.seed for chunk in trained for _, run in chunk.runs} == {1}
 
 
@@ -236,7 +236,7 @@ def test_seeds_are_common_random_numbers(devices):
     def make_learner(config, num_steps):
         model = models.mlp(width=8, num_layers=2, num_outputs=10, dropout="inverted")
         data = bundled.load("digits")
-        return learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=16)
+        return learners.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=16)
 
     sweep = grid(hyper={"learning_rate": (0.0, 1e-9), "dropout_rate": (0.5,)}, seeds=2)
     rows = finished(sweep, devices, make_learner=make_learner, num_steps=5, num_evals=5)
@@ -272,7 +272,7 @@ def test_the_first_evaluation_is_the_same_in_a_call_of_its_own_and_with_the_firs
 def test_orthogonal_weights_can_be_drawn_on_several_devices(devices):
     def make_learner(config, num_steps):
         model = models.mlp(width=16, num_layers=4, num_outputs=10, initializer="orthogonal")
-        return learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), bundled.load("iris"), batch_size=8)
+        return learners.supervised(model, losses.softmax_cross_entropy, optim.sgd(), bundled.load("iris"), batch_size=8)
 
     rows = finished(grid(hyper={"learning_rate": (0.1,)}, seeds=2), devices, make_learner=make_learner, num_steps=2)
     assert np.isfinite(metric(rows, (0.1, 1), "test/loss")).all()

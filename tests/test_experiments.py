@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlexp import api, claims, plots
+from dlexp import api
 from dlexp.results import folders, load
+from dlexp.study import claims, style
+from dlexp.sweep import scales
 from dlexp.types import Experiment
 from experiments.__main__ import experiment_of, main, markdown_table, module_names
 from tests.conftest import counted_compiles
@@ -38,7 +40,7 @@ def test_the_docstring_opens_with_the_question_and_ends_with_the_command(experim
 @by_name
 def test_the_smoke_scale_trains_draws_and_judges(experiment, tmp_path):
     results = api.run(experiment, scale="smoke", out=tmp_path)
-    sweeps = experiment.sweeps("smoke")
+    sweeps = scales.sweeps(experiment, "smoke")
     assert set(results) == set(sweeps)
     assert sum(len(list(sweep.grid.families())) for sweep in sweeps.values()) <= 3
     judged = claims.from_json((results.folder / "claims.json").read_text())
@@ -57,7 +59,7 @@ def test_the_smoke_scale_trains_draws_and_judges(experiment, tmp_path):
 def test_every_scale_declares_sweeps_and_the_largest_grid_is_for_accelerators(experiment):
     sizes = {}
     for scale in ("smoke", "cpu", "gpu"):
-        sweeps = experiment.sweeps(scale).values()
+        sweeps = scales.sweeps(experiment, scale).values()
         sizes[scale] = sum(sweep.grid.num_runs(family) for sweep in sweeps for family in sweep.grid.families())
     assert 0 < sizes["smoke"] < sizes["cpu"] < sizes["gpu"]
 
@@ -65,7 +67,7 @@ def test_every_scale_declares_sweeps_and_the_largest_grid_is_for_accelerators(ex
 @by_name
 def test_the_reference_results_hold_the_declared_grid(experiment):
     results = reference(experiment)
-    sweeps = experiment.sweeps("cpu")
+    sweeps = scales.sweeps(experiment, "cpu")
     assert results.manifest["version"] == experiment.version
     assert results.manifest["question"] == experiment.question
     for name, sweep in sweeps.items():
@@ -93,8 +95,8 @@ def test_the_committed_claims_follow_from_the_committed_results(experiment):
 @by_name
 def test_every_committed_figure_is_drawn_again_from_the_committed_results(experiment):
     results = reference(experiment)
-    with plots.style():
-        figures = {name: each() if callable(each) else each for name, each in experiment.figures(results).items()}
+    with style.style():
+        figures = {figure.__name__: figure(results) for figure in experiment.figures}
     committed = {path.stem for path in (results.folder / "figures").glob("*.svg")}
     assert set(figures) == committed == {path.stem for path in (results.folder / "figures").glob("*.png")}
     for figure in figures.values():

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlexp import choices, losses
+from dlexp import losses
+from dlexp.ops.choices import with_choices
 
 LOGITS = jnp.array([[2.0, -1.0, 0.5], [0.0, 0.0, 0.0]])
 LABELS = jnp.array([0, 2])
@@ -35,7 +36,7 @@ def test_cross_entropy_is_the_same_where_runs_share_a_seed():
         return losses.softmax_cross_entropy(logits, labels), back(jnp.ones_like(values))[0]
 
     usual = values_and_gradient()
-    with choices.made({"seed": "shared"}):
+    with with_choices({"seed": "shared"}):
         shared = values_and_gradient()
     np.testing.assert_array_equal(np.isfinite(shared[0]), np.isfinite(usual[0]))
     np.testing.assert_allclose(shared[0][2:], usual[0][2:], rtol=1e-5, atol=1e-6)

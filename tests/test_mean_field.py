@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dlexp.data import mnist1d
-from dlexp.propagation import propagation
+from dlexp.learners.propagation import propagation
 from dlexp.sweep import grid
 from dlexp.theory import counting, mean_field
 from tests.conftest import finished

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlexp import choices, learner, losses, models, optim, xla
+from dlexp import learners, losses, models, optim
 from dlexp.data import Dataset, bundled, mnist1d
-from dlexp.models import convolutional, initializers, layers, lowerings, perceptron, winograd
+from dlexp.models import initializers, layers, perceptron
+from dlexp.ops import batches, convolution, winograd
+from dlexp.ops.choices import recording_choices, with_choices
 from dlexp.sweep import cost, grid
 from dlexp.sweep.grids import Run
 from dlexp.sweep.plan import full_hyper
@@ -54,71 +56,28 @@ def test_the_networks_of_mnist1d_have_their_published_sizes(model, expected):
 @pytest.mark.parametrize("num_space", [1, 2])
 @pytest.mark.parametrize(("stride", "padding"), [(1, 0), (2, 1), (3, 2)])
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("own", [*(name for name in lowerings.LOWERINGS if name != "native"), "batch_last, by rows"])
+@pytest.mark.parametrize("own", [*(name for name in convolution.LOWERINGS if name != "native"), "batch_last, by rows"])
 def test_every_lowering_of_a_convolution_equals_the_librarys(monkeypatch, own, num_space, stride, padding):
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(3, *(11, 9)[:num_space], 6))
     kernel = rng.normal(size=(*(3, 2)[:num_space], 6, 5))
     options = {"stride": stride, "padding": padding}
     if own == "batch_last, by rows":
-        monkeypatch.setattr(lowerings, "_PATCH_BYTES", 1)
+        monkeypatch.setattr(convolution, "_PATCH_BYTES", 1)
     own = own.partition(",")[0]
 
     def both(function):
         return [function(lowering) for lowering in (own, "native")]
 
-    ours, theirs = both(lambda lowering: lowerings.convolve(inputs, kernel, lowering=lowering, **options))
+    ours, theirs = both(lambda lowering: convolution.convolve(inputs, kernel, lowering=lowering, **options))
     np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
     def squares(inputs, kernel, lowering):
-        return jnp.sum(lowerings.convolve(inputs, kernel, lowering=lowering, **options) ** 2)
+        return jnp.sum(convolution.convolve(inputs, kernel, lowering=lowering, **options) ** 2)
 
     ours, theirs = both(lambda lowering: jax.grad(squares, (0, 1))(inputs, kernel, lowering))
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-11)
-
-
-def test_narrow_matrices_are_turned_in_memory_and_keep_their_numbers():
-    shapes = {"kernel": (32, 10), "stacked": (3, 16, 2), "wide": (16, 16), "small": (15, 10), "bias": (10,)}
-    leaves = {name: jax.random.normal(jax.random.key(0), (4, *shape)) for name, shape in shapes.items()}
-    leaves["count"] = jnp.arange(4 * 16).reshape(4, 16, 1)
-    body = jax.jit(jax.vmap(xla.laid(lambda index, tree: tree), (None, 0)))
-    jax.tree.map(np.testing.assert_array_equal, body(0, leaves), leaves)
-    assert body.lower(0, leaves).as_text().count("LayoutConstraint") == 2
-
-
-def test_first_matrices_are_exchanged_around_a_loop_and_not_for_its_steps():
-    own = {"kernel": jnp.arange(8 * 48.0).reshape(8, 48), "bias": jnp.arange(48.0)}
-    tree = {"first": own, "output": {"kernel": jnp.ones((48, 10))}}
-    assert xla.exchanged(tree) is tree
-    with choices.made({"seed": "shared"}):
-        there = xla.exchanged(tree)
-        np.testing.assert_array_equal(there["first"]["kernel"], own["kernel"].T)
-        assert there["first"]["bias"] is own["bias"]
-        jax.tree.map(np.testing.assert_array_equal, xla.exchanged(there), tree)
-
-        def step(index, tree):
-            assert tree["first"]["kernel"].shape == (8, 48)
-            return jax.tree.map(lambda leaf: leaf + index, tree)
-
-        there = jax.lax.fori_loop(0, 3, xla.laid(step), xla.exchanged(tree))
-        jax.tree.map(lambda after, before: np.testing.assert_array_equal(after, before + 3), xla.exchanged(there), tree)
-
-
-@pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", ["momentum", "rmsprop", "adam", "adamw"])
-def test_optimizers_act_alike_on_exchanged_matrices(name):
-    optimizer = optim.from_name(name)
-    tx = optimizer.make_tx({key: legal.default or 0.01 for key, legal in optimizer.hyper.items()})
-    params = {"first": {"kernel": jax.random.normal(jax.random.key(0), (8, 48))}}
-    grads = jax.tree.map(lambda leaf: leaf**2 - 0.1, params)
-
-    def step():
-        return optim.take_step(tx, grads, optim.take_step(tx, grads, tx.init(params), params)[1], params)
-
-    expected = step()
-    with choices.made({"seed": "shared"}):
-        jax.tree.map(np.testing.assert_array_equal, step(), expected)
 
 
 def test_relu_and_its_derivative_are_those_of_jax_to_the_bit():
@@ -130,34 +89,12 @@ def test_relu_and_its_derivative_are_those_of_jax_to_the_bit():
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize(("num_inputs", "num_outputs"), [(7, 3), (3, 7), (130, 70), (32, 3)])
-@pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("batch_last", [False, True])
-def test_every_derivative_of_a_dense_product_is_the_products(num_inputs, num_outputs, batch_last):
-    own = (lambda inputs, kernel: layers._product_batch_last(inputs.T, kernel).T) if batch_last else layers._product
-    rng = np.random.default_rng(0)
-    inputs, kernel = rng.normal(size=(5, num_inputs)), rng.normal(size=(num_inputs, num_outputs))
-    along = rng.normal(size=inputs.shape), rng.normal(size=kernel.shape)
-
-    def derivatives(product):
-        def loss(*args):
-            return jnp.sum(jnp.sin(product(*args)))
-
-        def curvature(*args):
-            return jax.jvp(jax.grad(loss, (0, 1)), args, along)[1]
-
-        return [product(inputs, kernel), jax.grad(loss, 1)(inputs, kernel), *curvature(inputs, kernel)]
-
-    for ours, theirs in zip(derivatives(own), derivatives(jnp.matmul), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-11)
-
-
 def test_convolution_moves_with_its_input():
     signal = np.zeros((1, 30, 1), np.float32)
     signal[0, 10:14, 0] = [1, -2, 3, 1]
     kernel = jax.random.normal(KEY, (5, 1, 3))
-    moved = lowerings.convolve(np.roll(signal, 4, axis=1), kernel)
-    np.testing.assert_array_equal(moved, np.roll(lowerings.convolve(signal, kernel), 4, axis=1))
+    moved = convolution.convolve(np.roll(signal, 4, axis=1), kernel)
+    np.testing.assert_array_equal(moved, np.roll(convolution.convolve(signal, kernel), 4, axis=1))
 
 
 @pytest.mark.usefixtures("x64")
@@ -169,7 +106,7 @@ def test_windows_of_three_by_three_are_multiplied_tile_by_tile(extents, monkeypa
 
     def gradient(lowering):
         def squares(inputs, kernel):
-            return jnp.sum(lowerings.convolve(inputs, kernel, padding=1, lowering=lowering) ** 2)
+            return jnp.sum(convolution.convolve(inputs, kernel, padding=1, lowering=lowering) ** 2)
 
         return jax.jit(jax.grad(squares, (0, 1)))(inputs, kernel)
 
@@ -183,7 +120,7 @@ def test_tiles_take_a_quarter_of_the_multiplications_and_round_in_the_sixth_digi
     inputs, kernel = rng.normal(size=(4, 16, 16, 64)), rng.normal(size=(3, 3, 64, 64))
 
     def convolve(lowering, dtype=np.float32):
-        return lowerings.convolve(inputs.astype(dtype), kernel.astype(dtype), padding=1, lowering=lowering)
+        return convolution.convolve(inputs.astype(dtype), kernel.astype(dtype), padding=1, lowering=lowering)
 
     def flops(lowering):
         return cost.of(cost.traced(lambda: convolve(lowering))).flops
@@ -293,7 +230,7 @@ def test_zeros_and_constant_initializers_are_what_they_say():
 
 def test_constant_initialization_keeps_hidden_units_identical_for_ever():
     model = models.mlp(width=16, num_layers=3, num_outputs=10, activation="tanh", initializer="constant")
-    made = learner.supervised(model, losses.softmax_cross_entropy, optim.adam(), bundled.load("digits"), batch_size=32)
+    made = learners.supervised(model, losses.softmax_cross_entropy, optim.adam(), bundled.load("digits"), batch_size=32)
     hyper = full_hyper(made, Run({}, {"learning_rate": 0.01, "init_scale": 0.1}, 0))
     state = made.init(KEY, hyper, made.data)
     update = jax.jit(made.step)
@@ -412,7 +349,7 @@ def test_both_dropout_conventions_are_one_network_up_to_the_next_layers_weights(
     )
     data = bundled.load("digits")
     inputs = data.test.inputs[:50]
-    made = learner.supervised(inverted, losses.softmax_cross_entropy, optim.adam(), data, batch_size=32)
+    made = learners.supervised(inverted, losses.softmax_cross_entropy, optim.adam(), data, batch_size=32)
     hyper = full_hyper(made, Run({}, {"learning_rate": 0.01, "dropout_rate": rate}, 0))
     state, update = made.init(KEY, hyper, made.data), jax.jit(made.step)
     for step in range(100):
@@ -441,7 +378,7 @@ def test_the_rate_of_dropout_is_swept(devices):
     def make_learner(config, num_steps):
         model = models.mlp(width=16, num_layers=2, num_outputs=10, dropout="inverted")
         data = bundled.load("digits")
-        return learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=16)
+        return learners.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=16)
 
     sweep = grid(hyper={"learning_rate": (0.1,), "dropout_rate": (0.0, 0.5)})
     rows = finished(sweep, devices, make_learner=make_learner)
@@ -451,7 +388,7 @@ def test_the_rate_of_dropout_is_swept(devices):
 def test_convolutional_networks_agree_in_every_lowering():
     inputs = jax.random.normal(KEY, (4, 64))
     made = []
-    for lowering in lowerings.LOWERINGS:
+    for lowering in convolution.LOWERINGS:
         conv = [models.ConvLayer(6, 3, padding=1, pool=2), models.ConvLayer(8, 3, padding=1, pool=2)]
         model = models.cnn(
             input_shape=(8, 8, 1), conv_layers=conv, dense_widths=(12,), num_outputs=10, lowering=lowering
@@ -474,7 +411,7 @@ def test_logistic_regression_reaches_its_accuracy_on_mnist1d(devices):
     def make_learner(config, num_steps):
         model = models.mlp(width=1, num_layers=1, num_outputs=10)
         data = mnist1d.load()
-        return learner.supervised(
+        return learners.supervised(
             model,
             losses.softmax_cross_entropy,
             optim.momentum(),
@@ -496,7 +433,7 @@ def test_choices_that_do_not_exist_in_a_layer_are_named():
     with pytest.raises(ValueError, match="convention must be one of"):
         layers.dropout(jnp.ones(3), jnp.asarray(0.5), KEY, train=True, convention="invrted")
     with pytest.raises(ValueError, match="lowering must be one of"):
-        lowerings.convolve(jnp.ones((1, 5, 1)), jnp.ones((3, 1, 1)), lowering="fast")
+        convolution.convolve(jnp.ones((1, 5, 1)), jnp.ones((3, 1, 1)), lowering="fast")
 
 
 def test_a_block_of_ones_own_may_sweep_what_it_reads(devices):
@@ -506,7 +443,7 @@ def test_a_block_of_ones_own_may_sweep_what_it_reads(devices):
     def make_learner(config, num_steps):
         model = models.mlp(width=8, num_layers=3, num_outputs=10, block=block, hyper={"gain": Range(0.0)})
         data = bundled.load("digits")
-        return learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=16)
+        return learners.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=16)
 
     sweep = grid(hyper={"learning_rate": (0.1,), "gain": (0.0, 1.0)})
     rows = finished(sweep, devices, make_learner=make_learner, num_steps=2)
@@ -536,7 +473,7 @@ def test_batches_larger_than_the_training_set_are_refused():
     data = bundled.load("iris")
     model = models.mlp(width=4, num_layers=2, num_outputs=3)
     with pytest.raises(ValueError, match=r"batch_size must be in \[1, 90\]"):
-        learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=91)
+        learners.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=91)
 
 
 def test_a_recurrent_network_is_its_recursion():
@@ -599,7 +536,7 @@ def test_a_swept_training_size_is_the_same_as_a_smaller_data_set(devices):
         def make_learner(config, num_steps):
             model = models.mlp(width=8, num_layers=2, num_outputs=10)
             tx, loss = optim.sgd(), losses.softmax_cross_entropy
-            return learner.supervised(model, loss, tx, data, batch_size=16, sweep_num_train=sweep)
+            return learners.supervised(model, loss, tx, data, batch_size=16, sweep_num_train=sweep)
 
         return make_learner
 
@@ -662,21 +599,21 @@ def test_a_large_batch_is_convolved_in_slices(monkeypatch, lowering):
 
     def both(function):
         whole = function()
-        monkeypatch.setattr(lowerings, "_PATCH_BYTES", 12 * 49 * 18 * 8 // 5)  # in 5 slices it would fit, 6 divide 12
-        assert lowerings._num_slices(12 * 49 * 18 * 8, 12) == 6
+        monkeypatch.setattr(convolution, "_PATCH_BYTES", 12 * 49 * 18 * 8 // 5)  # in 5 slices it would fit, 6 divide 12
+        assert convolution._num_slices(12 * 49 * 18 * 8, 12) == 6
         sliced = function()
         monkeypatch.undo()
         return whole, sliced
 
-    ours, theirs = both(lambda: lowerings.convolve(inputs, kernel, padding=1, lowering=lowering))
+    ours, theirs = both(lambda: convolution.convolve(inputs, kernel, padding=1, lowering=lowering))
     np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
     def squares(kernel):
-        return jnp.sum(lowerings.convolve(inputs, kernel, padding=1, lowering=lowering) ** 2)
+        return jnp.sum(convolution.convolve(inputs, kernel, padding=1, lowering=lowering) ** 2)
 
     ours, theirs = both(lambda: jax.grad(squares)(kernel))
     np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-11)
-    assert lowerings._num_slices(2**28, 997) == 1  # a prime number of images
+    assert convolution._num_slices(2**28, 997) == 1  # a prime number of images
 
 
 def test_many_examples_are_evaluated_in_slices(monkeypatch):
@@ -684,10 +621,10 @@ def test_many_examples_are_evaluated_in_slices(monkeypatch):
     for normalization in ("batch", "layer"):
         model = mnist1d_cnn(normalization=normalization)
         variables = initial(model, inputs)
-        assert convolutional._slice_size(100) == 50
-        assert convolutional._slice_size(97) == 97
+        assert batches._slice_size(100) == 50
+        assert batches._slice_size(97) == 97
         sliced = outputs(model, variables, inputs)
-        monkeypatch.setattr(convolutional, "_SLICES", ())
+        monkeypatch.setattr(batches, "_SLICES", ())
         np.testing.assert_allclose(sliced, outputs(model, variables, inputs), rtol=1e-5, atol=1e-5)
         monkeypatch.undo()
 
@@ -697,19 +634,19 @@ def small_cnn(wrap=lambda model: model, **options):
     model = wrap(models.cnn(input_shape=(8, 8, 1), conv_layers=conv, num_outputs=10, **options))
     data = jax.tree.map(jnp.asarray, bundled.load("digits"))
     data = Dataset(data.train._replace(inputs=data.train.inputs.reshape(-1, 8, 8)))
-    return learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=16)
+    return learners.supervised(model, losses.softmax_cross_entropy, optim.sgd(), data, batch_size=16)
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="batches are cut for a CPU's caches")
 @pytest.mark.usefixtures("x64")
 def test_a_batch_in_quarters_makes_the_step_of_the_whole(monkeypatch):
-    monkeypatch.setattr(learner, "_MANY", 0)
+    monkeypatch.setattr(batches, "_MANY", 0)
     each = small_cnn()
     hyper = {**{name: legal.default for name, legal in each.hyper.items()}, "learning_rate": 0.1}
     state = each.init(KEY, hyper, each.data)
     made = []
     for way in ("whole", "quarters"):
-        with choices.made({"batch": way}):
+        with with_choices({"batch": way}):
             made.append(jax.jit(lambda state: each.step(KEY, hyper, each.data, state))(state))
     jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12), *made)
 
@@ -729,9 +666,9 @@ def test_a_batch_in_quarters_makes_the_step_of_the_whole(monkeypatch):
 def test_batches_of_many_numbers_are_cut_where_no_example_sees_another(
     monkeypatch, wrap, normalization, many, may_be_cut
 ):
-    monkeypatch.setattr(learner, "_MANY", many)
+    monkeypatch.setattr(batches, "_MANY", many)
     each = small_cnn(wrap, normalization=normalization)
     hyper = {name: legal.default or 0 for name, legal in each.hyper.items()}
-    with choices.asked() as asked:
+    with recording_choices() as recorded:
         jax.eval_shape(lambda: each.step(KEY, hyper, each.data, each.init(KEY, hyper, each.data)))
-    assert ("batch" in asked) == may_be_cut
+    assert ("batch" in recorded) == may_be_cut

@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 # An experiment of its own process: `python child.py OUT KIND NUMBER`; KIND says how it comes to its end.
 CHILD = """
 import builtins, os, resource, signal, sys
-from dlexp import cli, learner, losses, models, optim
+from dlexp import cli, learners, losses, models, optim
 from dlexp.data import bundled
 from dlexp.sweep import grid, machine, plan
 from dlexp.types import Experiment, Sweep
@@ -47,7 +47,7 @@ seeds = {"store": 20, "random": 200, "memory": 8}[kind]
 
 def make_learner(config, num_steps):
     model = models.mlp(width=width, num_layers=num_layers, num_outputs=10)
-    return learner.supervised(model, losses.softmax_cross_entropy, optim.adam(), bundled.load(), batch_size=16)
+    return learners.supervised(model, losses.softmax_cross_entropy, optim.adam(), bundled.load(), batch_size=16)
 
 
 def sweeps(scale):
@@ -195,12 +195,12 @@ def test_kills_at_random_moments_of_the_training_lose_no_chunk_and_train_none_tw
 
 def long_learner(config, num_steps):
     """Has random numbers, batch statistics and a schedule in its state: all must be kept."""
-    from dlexp import learner, losses, models, optim
+    from dlexp import learners, losses, models, optim
     from dlexp.data import bundled
 
     model = models.mlp(width=8, num_layers=3, num_outputs=10, normalization="batch", dropout="inverted")
     tx = optim.adam(optim.cosine(num_steps))
-    return learner.supervised(model, losses.softmax_cross_entropy, tx, bundled.load(), batch_size=16)
+    return learners.supervised(model, losses.softmax_cross_entropy, tx, bundled.load(), batch_size=16)
 
 
 GRID = grid(hyper={"learning_rate": (0.01, 1e30), "dropout_rate": (0.2,)}, seeds=2)
@@ -608,7 +608,7 @@ def test_loading_100_000_runs_with_curves_takes_seconds(tmp_path):
 
 _MEMORY = """
 import resource, sys
-from dlexp import learner, losses, models, optim
+from dlexp import learners, losses, models, optim
 from dlexp.data import bundled
 from dlexp.sweep import engine, grid, machine
 from dlexp.sweep import plan as planning
@@ -620,7 +620,7 @@ num_runs, num_steps = int(sys.argv[1]), int(sys.argv[2])
 
 def make_learner(config, num_steps):
     model = models.mlp(width=4, num_layers=2, num_outputs=3)
-    return learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), bundled.load("iris"), batch_size=8)
+    return learners.supervised(model, losses.softmax_cross_entropy, optim.sgd(), bundled.load("iris"), batch_size=8)
 
 devices = machine.start_devices()
 sweep = Sweep(grid(hyper={"learning_rate": (0.1,)}, seeds=num_runs), make_learner, num_steps, 2)

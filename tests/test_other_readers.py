@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import math
-import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from dlexp import analysis, api, claims, progress
+from dlexp import analysis, api, claims
 from dlexp.results import ResultsError, convert, files, folders, load, netcdf, places, store, strictjson, table
 from dlexp.results.columns import of_grid
 from dlexp.results.table import Part, Table
@@ -466,18 +465,6 @@ def test_a_million_runs_load_in_under_10_seconds(tmp_path):
     began = time.perf_counter()
     assert len(store.finished(tmp_path / "main", "tests.made", 1, "main", {10: 2})[0]) == 10**6
     assert time.perf_counter() - began < 3
-
-
-def test_the_time_left_counts_from_the_first_steps(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    said = io.StringIO()
-    with progress.Display(Console(file=said, width=200), "main", num_runs=1000, num_done=900, num_steps=10) as display:
-        now[0] += 600.0  # reads saved runs, compiles
-        display.advanced(run_steps=100, num_nonfinite=0)
-        now[0] += 10.0
-        display.advanced(run_steps=100, num_nonfinite=0)  # 10 runs in 10 seconds
-    assert re.findall(r"(\d+) s left", said.getvalue())[-1] == "80"
 
 
 def test_metrics_whose_memory_is_not_in_order_are_saved_as_they_are(tmp_path):

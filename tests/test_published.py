@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dlexp import learner, losses, models, optim
+from dlexp import learners, losses, models, optim
 from dlexp.data import bundled, mnist1d
 from dlexp.sweep import grid
 from tests.conftest import finished, metric
@@ -25,7 +25,7 @@ def test_mnist1d_accuracies_are_the_published_ones(devices, name, published):
     def make_learner(config, num_steps):
         data = mnist1d.load()
         model = mnist1d_model(name)
-        return learner.supervised(model, losses.softmax_cross_entropy, optim.adam(), data, batch_size=100)
+        return learners.supervised(model, losses.softmax_cross_entropy, optim.adam(), data, batch_size=100)
 
     sweep = grid(hyper={"learning_rate": (0.01,)}, seeds=8)
     rows = finished(sweep, devices, make_learner=make_learner, num_steps=6000, num_evals=2)
@@ -37,7 +37,7 @@ def test_mnist1d_accuracies_are_the_published_ones(devices, name, published):
 def test_20_000_tiny_runs_finish_with_a_row_each(devices):
     def make_learner(config, num_steps):
         model = models.mlp(width=4, num_layers=2, num_outputs=3)
-        return learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), bundled.load("iris"), batch_size=8)
+        return learners.supervised(model, losses.softmax_cross_entropy, optim.sgd(), bundled.load("iris"), batch_size=8)
 
     sweep = grid(hyper={"learning_rate": tuple(np.linspace(0.01, 1, 100).tolist())}, seeds=200)
     rows = finished(sweep, devices, make_learner=make_learner, num_steps=10, num_evals=1)

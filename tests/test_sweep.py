@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
+import time
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlexp.sweep import cost, geomspace, grid, grids, machine
+from dlexp.sweep import axes, cost, geomspace, grid, machine
 from dlexp.sweep import plan as planning
-from dlexp.sweep.grids import Identity, Run, run_id
-from dlexp.types import Range, Sweep
+from dlexp.sweep.grids import Block, Grid, Identity, Run, run_id
+from dlexp.types import Learner, Measurement, Range, Sweep
 from tests.conftest import small_learner
 
 IDENTITY = Identity("tests.any", 1, "main", 100)
 
-names = st.text("abcdefgh_", min_size=1, max_size=6).filter(lambda name: name not in grids.RESERVED)
+names = st.text("abcdefgh_", min_size=1, max_size=6).filter(lambda name: name not in axes.RESERVED)
 numbers = st.floats(allow_nan=False, allow_infinity=False, width=32)
 texts = st.text("ab_ 0.é中🙂", max_size=5)
 hypers = st.dictionaries(names, numbers, max_size=4)
@@ -59,8 +62,94 @@ def test_a_grid_is_walked_by_seed_in_the_same_order_within_each():
         seeds = list(dict.fromkeys(run.seed for run in by_seed))
         assert by_seed == [run for seed in seeds for run in runs if run.seed == seed]
         assert len(by_seed) == len(runs)
-        assert declared.seeds_by_runs(family) == counts
+        assert declared.numbered(family).seeds_by_runs == counts
         assert declared.num_runs(family) == len(runs)
+
+
+unions = st.lists(
+    st.tuples(
+        st.permutations(["a", "b"]),
+        st.lists(st.sampled_from([0.1, 0.2, 1, 2.0, -0.0]), min_size=1, max_size=4, unique=True),
+        st.lists(st.sampled_from([0.1, 1.0]), min_size=1, max_size=2, unique=True),
+        st.lists(st.integers(0, 5), min_size=1, max_size=4, unique=True),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(unions)
+def test_the_runs_of_a_union_are_those_of_its_blocks_each_once(blocks):
+    declared = Grid(())
+    for (first, second), ours, theirs, seeds in blocks:
+        declared |= grid(hyper={first: ours, second: theirs}, seeds=seeds)
+    (family,) = declared.families()
+    expected = {}
+    for (first, second), ours, theirs, seeds in blocks:
+        for one, other, seed in itertools.product(ours, theirs, seeds):
+            run = Run({}, {first: one, second: other}, seed)
+            expected.setdefault(run_id(IDENTITY, run), run)
+    assert list(declared.runs(family)) == list(expected.values())
+    assert list(declared.run_ids(IDENTITY, family)) == list(expected)
+    by_seed = list(declared.runs(family, by_seed=True))
+    assert sorted(map(str, by_seed)) == sorted(map(str, expected.values()))
+    assert len(list(itertools.groupby(run.seed for run in by_seed))) == len({run.seed for run in by_seed})
+    num_runs = Counter(Counter(run.seed for run in expected.values()).values())
+    assert declared.numbered(family).seeds_by_runs == num_runs
+
+
+class Values(tuple):
+    """The values of an axis, which counts how often they are all walked."""
+
+    walks = 0
+
+    def __iter__(self):
+        type(self).walks += 1
+        return super().__iter__()
+
+
+def test_no_axis_is_walked_for_some_of_its_runs(devices):
+    axis = Values(geomspace(0.01, 1.0, 1000))
+    one = Block({}, {"a": axis, "b": axis}, tuple(range(1000)))
+    for declared in (Grid((one,)), Grid((one, one._replace(seeds=(1000, 1001))))):
+        (family,) = declared.families()
+        runs = declared.numbered(family)
+        at_its_end = runs.num_numbers - 3 + np.arange(3)
+        assert [run.hyper["b"] for run in runs.at(at_its_end)][-1] == axis[-1]
+        next(runs.numbers())
+        next(runs.numbers(by_seed=True))
+        assert runs.ids(IDENTITY, at_its_end)[-1] == run_id(IDENTITY, list(runs.at(at_its_end))[-1])
+        Values.walks = 0
+        for _ in range(3):
+            assert len(list(itertools.islice(declared.numbered(family).at(np.arange(8)), 8))) == 8
+        assert Values.walks == 0
+
+
+def test_many_millions_of_runs_are_planned_as_fast_as_ten(devices):
+    rates = {"learning_rate": geomspace(0.001, 1.0, 1000)}
+    large, small = grid(hyper=rates, seeds=10**5), grid(hyper={"learning_rate": (0.1,)}, seeds=10)
+
+    def seconds(declared):
+        began = time.process_time()
+        plan = plan_of(declared, devices)
+        assert plan.num_runs == len(next(iter(plan.groups)).runs)
+        return time.process_time() - began
+
+    seconds(small)
+    assert seconds(large) < 1.5 * seconds(small) + 0.2
+
+
+def test_what_is_missing_is_found_by_ids_and_trained_in_the_groups_order(devices):
+    declared = grid(hyper={"learning_rate": (0.1, 0.2)}, seeds=3) | grid(hyper={"learning_rate": (0.2, 0.3)}, seeds=2)
+    plan = plan_of(declared, devices)
+    (group,) = plan.groups
+    every = list(plan.runs(group))
+    assert [name for name, _ in every] == list(declared.run_ids(IDENTITY._replace(num_steps=100), group.family))
+    done = {name for name, run in every if run.seed == 1}
+    (missing,) = plan.missing(done)
+    assert list(plan.runs(group, missing)) == [pair for pair in every if pair[1].seed != 1]
+    assert missing.sum() == len(every) - len(done) == 5
+    assert not plan.missing({name for name, _ in every})[0].any()
 
 
 def test_blocks_with_other_axes_are_other_groups():
@@ -147,8 +236,8 @@ def test_geomspace_has_equal_ratios_and_exact_ends(low, ratio, num):
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5, unique_by=lambda x: format(x + 0.0, ".9g")))
 def test_an_axis_flag_reads_back_the_numbers_it_was_written_with(values):
     text = ",".join(map(repr, values))
-    assert grids.parse_values(text, like=(0.5,)) == tuple(values)
-    assert grids.parse_axis(f"a={text}") == ("a", text)
+    assert axes.parse_values(text, like=(0.5,)) == tuple(values)
+    assert axes.parse_axis(f"a={text}") == ("a", text)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +249,7 @@ def test_an_axis_flag_reads_back_the_numbers_it_was_written_with(values):
     ],
 )
 def test_an_axis_flag_takes_the_type_of_the_axis(text, like, expected):
-    assert grids.parse_values(text, like) == expected
+    assert axes.parse_values(text, like) == expected
 
 
 @pytest.mark.parametrize(
@@ -170,6 +259,8 @@ def test_an_axis_flag_takes_the_type_of_the_axis(text, like, expected):
         ({"hyper": {"a": (1, 1.0)}}, ValueError, "axis a repeats a value"),
         ({"hyper": {"a": ("x",)}}, TypeError, "swept axis a takes numbers"),
         ({"hyper": {"a": (float("nan"),)}}, ValueError, "axis a takes finite numbers"),
+        ({"hyper": {"a": (10**400,)}}, ValueError, "axis a takes finite numbers, got an integer of more than 40"),
+        ({"config": {"a": (2**63,)}}, ValueError, "axis a takes integers from -2"),
         ({"config": {"a": (None,)}}, TypeError, "axis a takes strings, numbers or booleans"),
         ({"config": {"a": (1,)}, "hyper": {"a": (1,)}}, ValueError, "static or swept, not both"),
         ({"config": {"seed": (1,)}}, ValueError, "cannot be named 'seed'"),
@@ -279,3 +370,64 @@ def test_costs_are_counted_through_scans_and_at_the_most_expensive_branch():
 def test_ranges_hold_what_they_say(legal, inside, outside):
     assert all(value in legal for value in inside)
     assert not any(value in legal for value in outside)
+
+
+@pytest.mark.parametrize(
+    ("legal", "dtype", "inside", "outside"),
+    [
+        (Range(0.0, open_low=True), np.float32, (1.2e-38, 1e-8, 3.4e38), (1e-50, 1e-40, 1e39)),
+        (Range(0.0, open_low=True), np.float64, (1e-50, 1e300), (0.0, 1e-310)),
+        (Range(0.0, 1.0, open_high=True), np.float32, (0.0, 1e-50, 0.9999999), (0.999999999, 1.0)),
+        (Range(0.0, 1.0, open_high=True), np.float64, (0.999999999,), (1.0,)),
+        (Range(0.1, 0.7), np.float32, (0.1, 0.7), (0.09999, 0.70000001)),
+        (Range(1, integer=True), np.int32, (1, 20.0, 2**31 - 1), (0, 2.5, 3e9, 2**31)),
+        (Range(integer=True), np.int32, (-(2**31),), (-(2**31) - 1, 1e300)),
+        (Range(), np.float32, (0.0, -3e38), (-1e39, float("nan"), float("inf"))),
+    ],
+)
+def test_a_value_is_legal_as_the_number_that_a_program_gets(legal, dtype, inside, outside):
+    assert legal.first_illegal(inside, dtype) is None
+    for value in outside:
+        assert legal.first_illegal((*inside, value, *inside), dtype) == len(inside)
+
+
+def test_programs_take_for_zero_what_ranges_do(devices):
+    is_positive = jax.jit(lambda number: number > 0)
+    assert bool(is_positive(np.float32(1.2e-38)))
+    if devices[0].platform == "cpu":
+        assert not bool(is_positive(np.float32(1e-40)))
+
+
+POSITIVE, WHOLE = Range(0.0, default=1.0, open_low=True), Range(1, default=5, integer=True)
+
+
+def idle_learner(hyper):
+    return lambda config, num_steps: Learner(
+        (), hyper, lambda *_: jnp.zeros(()), None, lambda *_: {"a/b": jnp.zeros(())}
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "hyper", "message"),
+    [
+        ({"eps": (1e-8, 1e-50)}, {"eps": POSITIVE}, "axis eps must be .*, got 1e-50, which is 0 in float32"),
+        ({"rate": (1e39,)}, {"rate": POSITIVE}, "got 1e.39, which is inf in float32"),
+        ({"count": (20, 3e9)}, {"count": WHOLE}, "got 3000000000.0, which int32 cannot hold; take one from"),
+        ({}, {"count": WHOLE._replace(default=2**31)}, "the default of count must be .*, got 2147483648, which int32"),
+        ({}, {"eps": POSITIVE._replace(default=1e-46)}, "the default of eps must be .*, which is 0 in float32"),
+    ],
+)
+def test_values_that_leave_their_range_in_the_programs_precision_are_refused(devices, values, hyper, message):
+    with pytest.raises(ValueError, match=message):
+        plan_of(grid(hyper=values), devices, num_steps=0, num_evals=1, make_learner=idle_learner(hyper))
+
+
+def test_values_that_are_legal_in_double_precision_are_taken_there(devices, x64):
+    plan_of(grid(hyper={"eps": (1e-50,)}), devices, 0, 1, idle_learner({"eps": POSITIVE}))
+
+
+def test_a_measurement_gets_its_numbers_as_python_has_them(devices):
+    def make_learner(config, num_steps):
+        return Measurement(lambda hyper, seed: {"a/b": hyper["eps"]}, {"eps": POSITIVE, "count": WHOLE})
+
+    plan_of(grid(hyper={"eps": (1e-50,), "count": (3e9,)}), devices, 0, 1, make_learner)

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dlexp import choices, xla
+from dlexp.ops import compiler
+from dlexp.ops.choices import with_choices
 from dlexp.sweep.pace import Layout
 from experiments.engine import _peers, throughput
 from experiments.engine._timing import Contender, pace
@@ -68,8 +69,8 @@ def test_layouts_are_timed_beside_the_chosen_one():
     explicit = throughput._explicit(group.with_layout(group.layout._replace(width=2)))
     assert explicit == Layout(2, False, (("convolution", "winograd"), ("optimizer", "passes"), ("seed", "own")))
     assert throughput._explicit(group.with_layout(Layout(2))).choices[1] == ("optimizer", "one_pass")
-    assert explicit in list(throughput.layouts("cnn_8x8"))
-    timed = [ready.chosen, *throughput.layouts("tiny")]
+    assert explicit in list(throughput.layouts_of("cnn_8x8"))
+    timed = [ready.chosen, *throughput.layouts_of("tiny")]
     rates = ready.bench.rates(timed[:2])
     assert all(rate > 0 for rate in rates.values())
     assert list(rates) == timed[:2]
@@ -77,7 +78,7 @@ def test_layouts_are_timed_beside_the_chosen_one():
 
 
 def test_a_step_counts_its_share_of_one_evaluation():
-    with choices.made({"optimizer": xla.PASSES}):
+    with with_choices({"optimizer": compiler.PASSES}):
         (long,) = throughput.workload("tiny").plan(0, 2, 1000).groups
     per_step = (long.flops - long.evaluation_flops) / 1000  # the evaluation before the first step is nobody's
     assert throughput.ready("tiny").flops == pytest.approx(per_step)

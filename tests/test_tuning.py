@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dlexp import api, choices, learner, losses, models, optim, report, training, xla
+from dlexp import api, learners, losses, models, optim, report, training
 from dlexp.data import Dataset, bundled
 from dlexp.models import ConvLayer, perceptron
+from dlexp.ops import choices, compiler
 from dlexp.results import load
 from dlexp.sweep import engine, grid, machine, pace, programs, tuning
 from dlexp.sweep import plan as planning
@@ -50,7 +51,7 @@ def network(kind):
 def plan_of(kind, devices, *, num_steps=20, num_evals=2):
     def make_learner(config, num_steps):
         data = Dataset(bundled.load("digits").train)
-        return learner.supervised(
+        return learners.supervised(
             network(kind),
             losses.softmax_cross_entropy,
             optim.adam(),
@@ -86,12 +87,15 @@ def losses_of(plan, devices, **options):
 )
 def test_a_group_says_what_its_networks_leave_open(devices, kind, open_choices):
     group = plan_of(kind, devices).groups[0]
-    assert group.open == open_choices | {"optimizer": ("one_pass", "passes")}
+    assert group.choices == open_choices | {"optimizer": ("one_pass", "passes")}
     assert plan_of(kind, devices).groups[0].program == group.program  # asked anew, named alike
 
 
 def test_a_choice_that_is_none_of_the_options_is_refused():
-    with choices.made({"convolution": "fourier"}), pytest.raises(ValueError, match="patches, native here, not 'four"):
+    with (
+        choices.with_choices({"convolution": "fourier"}),
+        pytest.raises(ValueError, match="patches, native here, not 'four"),
+    ):
         choices.choose("convolution", ("patches", "native"))
 
 
@@ -134,7 +138,7 @@ def test_adam_updates_moments_and_weights_in_one_loop_where_that_was_chosen(devi
 def test_what_was_timed_with_other_options_open_is_timed_again(devices, monkeypatch):
     before = plan_of("shallow", devices).groups[0].program
     assert plan_of("shallow", devices).groups[0].program == before
-    monkeypatch.setattr(xla, "ways_to_update", lambda: (xla.ONE_PASS,))
+    monkeypatch.setattr(compiler, "ways_to_update", lambda: (compiler.ONE_PASS,))
     assert plan_of("shallow", devices).groups[0].program != before
 
 
@@ -159,7 +163,9 @@ def test_runs_that_share_a_seed_are_trained_one_seed_after_another(devices, runs
     assert len(ids) == plan.num_runs
     assert set(ids) == {name for name, _ in plan.runs(own)}
     for done in (set(), {ids[0], ids[-1]}):
-        chunks = [event for event in engine.train(plan, devices, done) if isinstance(event, engine.Finished)]
+        chunks = [
+            event for event in engine.train(plan, devices, plan.missing(done)) if isinstance(event, engine.Finished)
+        ]
         assert [name for chunk in chunks for name, _ in chunk.runs] == [name for name in ids if name not in done]
         seeds = [{run.seed for _, run in chunk.runs} for chunk in chunks]
         assert all(len(each) == 1 for each in seeds)
@@ -196,7 +202,7 @@ def test_a_seed_may_be_shared_where_most_runs_have_many_of_theirs(devices, num_r
     runs = grid(hyper={"learning_rate": rates}, seeds=num_seeds)
     if more:
         runs |= grid(hyper={"learning_rate": (0.5,)}, seeds=range(100, 100 + more))
-    assert ("seed" in sweep_of(runs, devices).groups[0].open) == is_open
+    assert ("seed" in sweep_of(runs, devices).groups[0].choices) == is_open
 
 
 def test_calls_of_one_seed_are_equally_full():

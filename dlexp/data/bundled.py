@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 
-from dlexp.data.splits import Dataset, Split, standardise
+from dlexp.data.splits import Dataset, Split, frozen, standardise
 
 CLASSIFICATION = ("digits", "iris", "wine", "breast_cancer")
 REGRESSION = ("diabetes",)
@@ -17,7 +17,7 @@ def load(name: str = "digits", *, split_seed: int = 0) -> Dataset:
     """Returns 60% train, 20% validation and 20% test of a bundled set, features standardised on train.
 
     Inputs are float32 `[example, num_features]`; labels int32, stratified over the splits, or for `diabetes`
-    float32 targets standardised on train.
+    float32 targets standardised on train; all are read-only.
 
     Args:
       name: digits (1797 x 64, 10 classes), iris, wine, breast_cancer or diabetes.
@@ -45,4 +45,4 @@ def load(name: str = "digits", *, split_seed: int = 0) -> Dataset:
     mean, std = (0, 1) if classes else (train.labels.mean(), train.labels.std())
     dtype = np.int32 if classes else np.float32
     splits = (Split(s.inputs, ((s.labels - mean) / std).astype(dtype)) for s in (train, validation, test))
-    return standardise(Dataset(*splits))
+    return frozen(standardise(Dataset(*splits)))

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dlexp.data.splits import Dataset, Split
+from dlexp.data.splits import Dataset, Split, frozen
 
 NUM_CLASSES = 10
 _MAX_BYTES = 2**30  # more than any file of the family; a header that asks for more is damaged
@@ -76,7 +76,7 @@ SOURCES = {
 def load(name: str, *, num_validation: int = 5000) -> Dataset:
     """Returns MNIST, Fashion-MNIST or KMNIST: images uint8 `[example, 28, 28]`, labels int32, split as published.
 
-    Validation is the last `num_validation` of the 60,000 training examples.
+    Validation is the last `num_validation` of the 60,000 training examples. The arrays are read-only.
 
     Args:
       name: mnist, fashion_mnist or kmnist.
@@ -92,9 +92,8 @@ def load(name: str, *, num_validation: int = 5000) -> Dataset:
         raise ValueError(f"load: num_validation must be in [1, 59999], got {num_validation}")
     paths = [_located(name, file, md5) for file, md5 in zip(_FILES, SOURCES[name].md5, strict=True)]
     train, test = _split(*paths[:2]), _split(*paths[2:])
-    return Dataset(
-        Split(*(array[:-num_validation] for array in train)), Split(*(array[-num_validation:] for array in train)), test
-    )
+    first, last = slice(None, -num_validation), slice(-num_validation, None)
+    return frozen(Dataset(Split(*(array[first] for array in train)), Split(*(array[last] for array in train)), test))
 
 
 def read_idx(path: Path) -> np.ndarray:

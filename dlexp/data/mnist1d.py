@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dlexp.data.splits import Dataset, Split
+from dlexp.data.splits import Dataset, Split, frozen
 
 NUM_CLASSES = 10
 _LENGTH = 72  # points of a signal before it is sampled down to 40
@@ -37,6 +37,7 @@ _DRAWN = np.array(
 )
 _STANDARDISED = (_DRAWN - _DRAWN.mean(axis=1, keepdims=True)) / _DRAWN.std(axis=1, keepdims=True)
 TEMPLATES = (_STANDARDISED - _STANDARDISED[:, :1]) / 6
+TEMPLATES.flags.writeable = False
 
 
 class Recipe(NamedTuple):
@@ -62,16 +63,18 @@ def load(num_validation: int = 1000) -> Dataset:
     """Returns the published 4000 training and 1000 test examples, and a validation split generated anew.
 
     Inputs are float32 `[example, 40]`, labels int32. As published, the one mean and standard deviation of all
-    5000 examples standardise them; the validation split is moved by the same two numbers.
+    5000 examples standardise them; the validation split is moved by the same two numbers. The arrays are read-only.
     """
     signals, labels = _published()
     mean, std = signals.mean(), signals.std()
     fresh = generate(num_validation, seed=1)
     inputs = ((signals - mean) / std).astype(np.float32)
-    return Dataset(
-        train=Split(inputs[:4000], labels[:4000]),
-        validation=Split(((fresh.inputs - mean) / std).astype(np.float32), fresh.labels),
-        test=Split(inputs[4000:], labels[4000:]),
+    return frozen(
+        Dataset(
+            train=Split(inputs[:4000], labels[:4000]),
+            validation=Split(((fresh.inputs - mean) / std).astype(np.float32), fresh.labels),
+            test=Split(inputs[4000:], labels[4000:]),
+        )
     )
 
 

@@ -24,6 +24,12 @@ def from_linen(module: nn.Module, hyper: Mapping[str, Range] | None = None, *, i
     Raises:
       ValueError: where no initializer has that name.
     """
+    if isinstance(module, type) or not isinstance(module, nn.Module):
+        kind = module.__name__ if isinstance(module, type) else type(module).__name__
+        raise TypeError(
+            f"from_linen: module must be an instance of a flax.linen.Module, got "
+            f"{f'the class {kind}; write {kind}(...)' if isinstance(module, type) else f'a {kind}'}"
+        )
     if initializer is not None:
         initializers.check(initializer, "from_linen")
 

@@ -8,17 +8,19 @@ from functools import partial
 import flax.linen as nn
 import jax
 
-from dlexp import xla
-from dlexp.choices import check_choice, choose
+from dlexp import ops
+from dlexp.checks import check_choice
 from dlexp.models import initializers, layers
 from dlexp.models.linen import from_linen
-from dlexp.types import Hyper, Key, Model, Range
+from dlexp.ops.choices import choose
+from dlexp.types import Hyper, Key, Model, PyTree, Range
 
 Block = Callable[[jax.Array, int, Hyper, Key, bool], jax.Array]
 
 DROPOUT_RATE = Range(0.0, 1.0, open_high=True)
 UNROLLED_LAYERS = 16  # more are scanned: compile time stops growing, a step takes 1.25 to 1.35 times as long
-CHOOSABLE_LAYERS = 128  # up to here whoever compiles may unroll them all the same
+CHOOSABLE_LAYERS = 128  # up to so many, the plan of a sweep may choose to unroll them
+FIRST = "first"  # name of the first layer's parameters
 
 
 def dense_block(
@@ -32,15 +34,15 @@ def dense_block(
     normalization: str = "none",
     placement: str = "before",
     dropout: str = "none",
-    batch_last: bool = False,
+    axis: int = -1,
+    first: bool = False,
 ) -> jax.Array:
     """Returns dense, normalization, activation (or the last two in the other order), dropout: `[batch, width]`.
 
-    With the batch last, `[in, batch]` to `[width, batch]`. It runs inside a compact method: an experiment's own block
-    may create Linen layers the same way.
+    With the features on axis 0, `[in, batch]` to `[width, batch]`; `first` says that the inputs are the data. It runs
+    inside a compact method: an experiment's own block may create Linen layers the same way.
     """
-    axis = 0 if batch_last else -1
-    hidden = layers.Dense(width, batch_last)(inputs)
+    hidden = layers.Dense(width, axis, first)(inputs)
     if placement == "before":
         hidden = layers.normalize(hidden, normalization, train, axis)
     hidden = layers.activation_function(activation)(hidden)
@@ -48,7 +50,7 @@ def dense_block(
         hidden = layers.normalize(hidden, normalization, train, axis)
     if dropout == "none":
         return hidden
-    return layers.dropout(hidden, hyper["dropout_rate"], key, train=train, convention=dropout, batch_last=batch_last)
+    return layers.dropout(hidden, hyper["dropout_rate"], key, train=train, convention=dropout, axis=axis)
 
 
 def preactivation_block(
@@ -60,21 +62,21 @@ def preactivation_block(
     *,
     activation: str = "relu",
     normalization: str = "none",
-    batch_last: bool = False,
+    axis: int = -1,
 ) -> jax.Array:
     """Returns normalization, activation, dense: `[batch, width]`, the branch of a residual layer with mean zero.
 
-    With the batch last, `[in, batch]` to `[width, batch]`.
+    With the features on axis 0, `[in, batch]` to `[width, batch]`.
     Source: He et al., "Identity Mappings in Deep Residual Networks", 2016, https://arxiv.org/abs/1603.05027.
     """
-    hidden = layers.normalize(inputs, normalization, train, 0 if batch_last else -1)
-    return layers.Dense(width, batch_last)(layers.activation_function(activation)(hidden))
+    hidden = layers.normalize(inputs, normalization, train, axis)
+    return layers.Dense(width, axis)(layers.activation_function(activation)(hidden))
 
 
 def _linear_block(
-    inputs: jax.Array, width: int, hyper: Hyper, key: Key, train: bool, *, batch_last: bool = False
+    inputs: jax.Array, width: int, hyper: Hyper, key: Key, train: bool, *, axis: int = -1, first: bool = False
 ) -> jax.Array:
-    return layers.Dense(width, batch_last)(inputs)
+    return layers.Dense(width, axis, first)(inputs)
 
 
 class _Layer(nn.Module):
@@ -104,17 +106,17 @@ class _MLP(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, hyper: Hyper, key: Key, train: bool) -> jax.Array:
-        hidden = inputs.reshape(len(inputs), -1).astype(float)
         num_hidden = self.num_layers - 2
-        batch_last = train and not self.has_own_block and _is_batch_last(num_hidden)
         first_block: Callable[..., jax.Array] = self.first_block
         block: Callable[..., jax.Array] = self.block
-        if batch_last:
-            hidden = hidden.T
-            first_block, block = partial(first_block, batch_last=True), partial(block, batch_last=True)
+        axis = -1
+        if not self.has_own_block:
+            axis = ops.feature_axis() if train and num_hidden <= UNROLLED_LAYERS else -1  # deeper ones gain little
+            first_block, block = partial(first_block, axis=axis, first=True), partial(block, axis=axis)
+        hidden = ops.to_feature_axis(inputs.reshape(len(inputs), -1).astype(float), axis)
         first_key, hidden_key = jax.random.split(key)
         if self.num_layers > 1:
-            hidden, _ = _Layer(first_block, self.width, False, train, name=xla.FIRST)(hidden, first_key, hyper)
+            hidden, _ = _Layer(first_block, self.width, False, train, name=FIRST)(hidden, first_key, hyper)
         if num_hidden > 0:
             # One set of stacked parameters for both forms, so the choice never changes a network's weights.
             stack = nn.scan(
@@ -126,13 +128,7 @@ class _MLP(nn.Module):
                 unroll=num_hidden if _is_unrolled(num_hidden) else 1,
             )(block, self.width, self.residual, train, self.scaled, name=initializers.STACKED)
             hidden, _ = stack(hidden, jax.random.split(hidden_key, num_hidden), hyper)
-        outputs = layers.Dense(self.num_outputs, batch_last, name="output")(hidden)
-        return jax.lax.optimization_barrier(outputs).T if batch_last else outputs
-
-
-def _is_batch_last(num_hidden: int) -> bool:
-    """On a CPU, where runs share a seed: their first layers are then one product; deep networks gain little by that."""
-    return num_hidden <= UNROLLED_LAYERS and xla.is_batch_shared()
+        return ops.from_feature_axis(layers.Dense(self.num_outputs, axis, name="output")(hidden), axis)
 
 
 def _is_unrolled(num_hidden: int) -> bool:
@@ -165,7 +161,7 @@ def mlp(
     Args:
       width: units of each hidden layer.
       num_layers: layers of weights, the output layer among them, 1 to 1000; up to 16 hidden layers of equal shape
-        are unrolled, more are scanned, 17 to 128 as whoever compiles chooses (`layers`).
+        are unrolled, more are scanned, 17 to 128 as the plan of a sweep chooses (`layers`).
       num_outputs: classes, or targets of a regression.
       activation: name of a function in `jax.nn`.
       normalization: none, batch or layer.
@@ -204,13 +200,25 @@ def mlp(
     if scaled_branches:
         swept["branch_scale"] = Range(0.0)
     module = _MLP(
-        _linear_block if preactivation else chosen,
-        chosen,
-        block is not None,
-        width,
-        num_layers,
-        num_outputs,
-        residual,
-        scaled_branches,
+        first_block=_linear_block if preactivation else chosen,
+        block=chosen,
+        has_own_block=block is not None,
+        width=width,
+        num_layers=num_layers,
+        num_outputs=num_outputs,
+        residual=residual,
+        scaled=scaled_branches,
     )
-    return from_linen(module, {**swept, **(hyper or {})}, initializer=initializer)
+    model = from_linen(module, {**swept, **(hyper or {})}, initializer=initializer)
+    return model if block or num_layers == 1 else _with_first_layer_marked(model)
+
+
+def _with_first_layer_marked(model: Model) -> Model:
+    """The model whose parameters say which of them multiply the data (`dlexp.ops.FirstLayer`)."""
+
+    def init(key: Key, values: Hyper, inputs: jax.Array) -> PyTree:
+        variables = model.init(key, values, inputs)
+        params = variables["params"]
+        return {**variables, "params": {**params, FIRST: ops.FirstLayer(params[FIRST])}}
+
+    return model._replace(init=init)

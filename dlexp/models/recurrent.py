@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
-from dlexp.models.layers import activation_function
+from dlexp.models.layers import Dense, activation_function
 from dlexp.models.linen import from_linen
 from dlexp.types import Hyper, Key, Model, PyTree, Range
 
@@ -18,7 +18,7 @@ class _Cell(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: jax.Array, driven: jax.Array) -> tuple[jax.Array, None]:
-        recurrent = nn.Dense(self.width, use_bias=False, name="recurrent")(hidden)
+        recurrent = Dense(self.width, use_bias=False, name="recurrent")(hidden)
         return activation_function(self.activation)(driven + recurrent), None
 
 
@@ -29,13 +29,13 @@ class _RNN(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, hyper: Hyper, key: Key, train: bool) -> jax.Array:
-        driven = nn.Dense(self.width, name="input")(inputs.astype(float))
+        driven = Dense(self.width, name="input")(inputs.astype(float))
         cell = nn.scan(_Cell, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, unroll=_UNROLL)(
             self.width, self.activation, name="cell"
         )
         start = jax.numpy.zeros((len(inputs), self.width), driven.dtype)
         last, _ = cell(start, driven)
-        return nn.Dense(self.num_outputs, name="output")(last)
+        return Dense(self.num_outputs, name="output")(last)
 
 
 def rnn(*, width: int, num_outputs: int, activation: str = "tanh") -> Model:

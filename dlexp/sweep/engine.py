@@ -7,9 +7,10 @@ finished chunk of runs.
 from __future__ import annotations
 
 import hashlib
+import operator
 import time
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import groupby, islice
@@ -65,6 +66,7 @@ class Advanced(NamedTuple):
       num_nonfinite: runs of the chunk that have left the finite numbers so far.
       seconds: what the chunk is expected to take in all, as far as its pace is known.
       snapshot: returns what it takes to go on from here; to be called before the next event.
+      took: seconds in which the steps were made; None where an earlier process made them.
     """
 
     chunk: str
@@ -72,6 +74,7 @@ class Advanced(NamedTuple):
     num_nonfinite: int
     seconds: float
     snapshot: Callable[[], Snapshot]
+    took: float | None = None
 
 
 class Narrowed(NamedTuple):
@@ -122,9 +125,12 @@ class OutOfMemoryError(Exception):
 
 
 def train(
-    plan: Plan, devices: list[jax.Device], done: Container[str] = (), resume: Resume = lambda chunk: None
+    plan: Plan,
+    devices: list[jax.Device],
+    missing: Sequence[np.ndarray] | None = None,
+    resume: Resume = lambda chunk: None,
 ) -> Iterator[Event]:
-    """Yields what happens while every run of the plan that is not done is trained.
+    """Yields what happens while every missing run of the plan is trained.
 
     Groups are compiled side by side while others train; equal programs are compiled once. Where a call does not
     fit into memory, the group goes on at half the width.
@@ -132,7 +138,7 @@ def train(
     Args:
       plan: what to train.
       devices: on which.
-      done: ids of runs to leave out.
+      missing: which runs of each group are to be trained, as `Plan.missing` says; None for all.
       resume: chunk name -> the snapshot to go on from, None to begin at step 0.
 
     Raises:
@@ -140,7 +146,7 @@ def train(
       OutOfMemoryError: where a run does not fit alone.
     """
     if any(group.measure for group in plan.groups):
-        yield from _measured(plan, done)
+        yield from _measured(plan, missing)
         return
     mesh = machine.mesh(devices)
     pool = ThreadPoolExecutor(machine.num_cores())
@@ -148,28 +154,26 @@ def train(
     compile_once = programs.compile_once_in(pool)
     compile_group = _group_compiler(mesh, compile_once)
     try:
-        for index, futures in _look_ahead(_set_compiling(plan, done, compile_group), _LOOK_AHEAD):
-            yield from _Group(plan, index, mesh, done, resume).train(futures, place_data, compile_group)
+        for index, futures in _look_ahead(_set_compiling(plan, missing, compile_group), _LOOK_AHEAD):
+            wanted = missing[index] if missing else None
+            yield from _Group(plan, index, mesh, wanted, resume).train(futures, place_data, compile_group)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _measured(plan: Plan, done: Container[str]) -> Iterator[Event]:
+def _measured(plan: Plan, missing: Sequence[np.ndarray] | None) -> Iterator[Event]:
     """Runs on the host, one after another, each a chunk of its own; all groups of such a sweep are measurements."""
     for index, group in enumerate(plan.groups):
         if group.measure is None:
             raise TypeError(f"sweep {plan.identity.sweep}: some configs give a Learner, others a Measurement; split it")
-        for name, run in plan.runs(group):
-            if name not in done:
-                began = time.perf_counter()
-                values = group.measure(planning.full_hyper(group.learner, run), run.seed)
-                metrics = {key: np.asarray(value, np.float32)[None, None] for key, value in sorted(values.items())}
-                finite = all(np.isfinite(value).all() for value in metrics.values())
-                status, lost_at = ("ok", -1) if finite else ("nonfinite", 0)
-                seconds = time.perf_counter() - began
-                yield Finished(
-                    name, index, ((name, run),), (status,), np.array([lost_at]), metrics, seconds, group.layout
-                )
+        for name, run in plan.runs(group, missing[index] if missing else None):
+            began = time.perf_counter()
+            values = group.measure(planning.full_hyper(group.learner, run), run.seed)
+            metrics = {key: np.asarray(value, np.float32)[None, None] for key, value in sorted(values.items())}
+            finite = all(np.isfinite(value).all() for value in metrics.values())
+            status, lost_at = ("ok", -1) if finite else ("nonfinite", 0)
+            seconds = time.perf_counter() - began
+            yield Finished(name, index, ((name, run),), (status,), np.array([lost_at]), metrics, seconds, group.layout)
 
 
 class _Placed(NamedTuple):
@@ -183,8 +187,8 @@ class _Placed(NamedTuple):
 class _Group:
     """One group on its way; what was finished is remembered by its count, the order of runs being fixed."""
 
-    def __init__(self, plan: Plan, index: int, mesh: Mesh, done: Container[str], resume: Resume) -> None:
-        self._plan, self._index, self._mesh, self._done, self._resume = plan, index, mesh, done, resume
+    def __init__(self, plan: Plan, index: int, mesh: Mesh, wanted: np.ndarray | None, resume: Resume) -> None:
+        self._plan, self._index, self._mesh, self._wanted, self._resume = plan, index, mesh, wanted, resume
         self._group, self._num_finished = plan.groups[index], 0
 
     def train(
@@ -216,8 +220,8 @@ class _Group:
             self._num_finished += len(chunk.runs)
 
     def _chunks(self, placed: _Placed) -> Iterator[_Chunk]:
-        missing = (entry for entry in self._plan.runs(self._group) if entry[0] not in self._done)
-        left, rows = islice(missing, self._num_finished, None), self._group.width * self._mesh.size
+        wanted = self._plan.runs(self._group, self._wanted)
+        left, rows = islice(wanted, self._num_finished, None), self._group.width * self._mesh.size
         for runs in _calls(left, rows, self._group.layout.shares_seed):
             arguments = programs.arguments(self._group, [run for _, run in runs], placed.over_runs)
             sweep = self._plan.sweep
@@ -323,10 +327,11 @@ def _train_chunk(
         called, first = time.perf_counter(), max(start, 0)
         stop = min(first + clock.steps, chunk.num_steps)
         carry = advance(carry, start, stop, make_next if stop == chunk.num_steps else lambda: None)
-        clock.noted(stop - first, len(recorder.evaluated(start, stop)), time.perf_counter() - called)
+        took = time.perf_counter() - called
+        clock.noted(stop - first, len(recorder.evaluated(start, stop)), took)
         take = _snapshotter(stop, carry, recorder)
         expected = clock.pace().seconds(chunk.num_steps, chunk.num_evals + 1)
-        yield Advanced(name, (stop - first) * num_runs, _num_lost(recorder), expected, take)
+        yield Advanced(name, (stop - first) * num_runs, _num_lost(recorder), expected, take, took)
         start = stop
     seconds, metrics = time.perf_counter() - began, recorder.curves(carry.means)
     whole = saved is None and _num_lost(recorder) < num_runs
@@ -412,11 +417,11 @@ def _needed_bytes(future: Future) -> int:
 
 
 def _set_compiling(
-    plan: Plan, done: Container[str], compile_group: Callable[[Group], list[Future]]
+    plan: Plan, missing: Sequence[np.ndarray] | None, compile_group: Callable[[Group], list[Future]]
 ) -> Iterator[tuple[int, list[Future]]]:
     """Lowers each group that has runs to train and sets its programs compiling."""
     for index, group in enumerate(plan.groups):
-        if any(run_id not in done for run_id, _ in plan.runs(group)):
+        if missing is None or missing[index].any():
             yield index, compile_group(group)
 
 
@@ -425,15 +430,15 @@ def _group_compiler(mesh: Mesh, compile_once: Callable[[Any], Future]) -> Callab
 
 
 def _cached_placement(sharding: NamedSharding) -> Callable[[PyTree], PyTree]:
-    """Puts data on the devices once as long as consecutive groups share the very arrays."""
-    held: list[tuple[list[Any], PyTree]] = []
+    """Puts data on the devices once as long as consecutive groups share the very arrays in the same tree."""
+    held: list[tuple[list[Any], Any, PyTree]] = []
 
     def place(data: PyTree) -> PyTree:
-        leaves = jax.tree.leaves(data)
-        known = held[0][0] if held else []
-        if len(known) != len(leaves) or any(a is not b for a, b in zip(known, leaves, strict=True)):
-            held[:] = [(leaves, jax.device_put(data, sharding))]
-        return held[0][1]
+        leaves, treedef = jax.tree.flatten(data)
+        is_held = bool(held) and held[0][1] == treedef and all(map(operator.is_, held[0][0], leaves))
+        if not is_held:
+            held[:] = [(leaves, treedef, jax.device_put(data, sharding))]
+        return held[0][2]
 
     return place
 

@@ -8,17 +8,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import product
+from functools import cached_property
+from itertools import accumulate, pairwise, product
 from typing import Any, NamedTuple
 
 import numpy as np
 
-RESERVED = frozenset(["run_id", "seed", "status", "nonfinite_at", "num_steps", "eval_steps", "sweep"])
-RESERVED |= frozenset(["place", "step", "mean", "low", "high", "num_seeds", "num_failed"])
+from dlexp.sweep import axes
+from dlexp.sweep.axes import number_text, typed_text
 
-_MOST_VALUES, _MOST_SEEDS = 10**6, 10**7  # of one axis, whose values are held in memory
+_ID_BYTES = 10
+_AT_ONCE = 4096  # runs that are numbered, and named, together
 
 
 class Block(NamedTuple):
@@ -59,18 +62,23 @@ class Grid(NamedTuple):
     @property
     def axes(self) -> dict[str, list[Any]]:
         """Every axis with its values, in order of first appearance, `seed` last."""
-        axes: dict[str, list[Any]] = {}
+        known: dict[str, dict[Any, None]] = {}
         for block in self.blocks:
             for name, values in (*block.config.items(), *block.hyper.items()):
-                known = axes.setdefault(name, [])
-                known.extend(value for value in values if value not in known)
-        axes["seed"] = sorted({seed for block in self.blocks for seed in block.seeds})
-        return axes
+                known.setdefault(name, {}).update(dict.fromkeys(values))
+        found = {name: list(values) for name, values in known.items()}
+        return {**found, "seed": sorted({seed for block in self.blocks for seed in block.seeds})}
 
     @property
     def hyper_names(self) -> list[str]:
         """The swept names, in order of first appearance."""
         return list(dict.fromkeys(name for block in self.blocks for name in block.hyper))
+
+    @property
+    def names(self) -> list[str]:
+        """Every axis, in order of first appearance, `seed` last; no value is looked at."""
+        found = dict.fromkeys(name for block in self.blocks for name in (*block.config, *block.hyper))
+        return [*found, "seed"]
 
     def families(self) -> Iterator[Family]:
         """Yields each pair of a config and a set of hyper names once."""
@@ -84,76 +92,180 @@ class Grid(NamedTuple):
                     seen.add(key)
                     yield Family(config, names)
 
+    def numbered(self, family: Family) -> Runs:
+        """Returns the runs of one family by number; no value of an axis is looked at yet."""
+        return Runs(family.config, tuple(block for block in self.blocks if _has_family(block, family)))
+
     def runs(self, family: Family, *, by_seed: bool = False) -> Iterator[Run]:
         """Yields the runs of one family, seeds fastest (slowest if by seed); one in several blocks once."""
-        having = [(block, _members(block)) for block in self._having(family)]
-        earlier = [[members for _, members in having[:place]] for place in range(len(having))]
-        if not by_seed:
-            for (block, _), before in zip(having, earlier, strict=True):
-                yield from _block_runs(family, block, before, block.seeds)
-            return
-        for seed in self._seeds(family):
-            for (block, members), before in zip(having, earlier, strict=True):
-                if seed in members.seeds:
-                    yield from _block_runs(family, block, before, (seed,))
+        runs = self.numbered(family)
+        for numbers in runs.numbers(by_seed=by_seed):
+            yield from runs.at(numbers)
 
-    def seeds_by_runs(self, family: Family) -> dict[int, int]:
-        """Returns how many seeds have how many runs of a family: `{runs of one seed: such seeds}`.
-
-        Nothing is expanded where the family stands in one block alone.
-        """
-        having = self._having(family)
-        if len(having) == 1:
-            return {math.prod(map(len, having[0].hyper.values())): len(having[0].seeds)}
-        return dict(Counter(Counter(run.seed for run in self.runs(family)).values()))
+    def run_ids(self, identity: Identity, family: Family) -> Iterator[str]:
+        """Yields the `run_id` of each run of one family, in the order of `runs`; a million take about a second."""
+        runs = self.numbered(family)
+        for numbers in runs.numbers():
+            yield from runs.ids(identity, numbers)
 
     def num_runs(self, family: Family) -> int:
         """Returns how many runs a family has."""
-        return count_runs(self.seeds_by_runs(family))
-
-    def _having(self, family: Family) -> list[Block]:
-        return [block for block in self.blocks if _has_family(_members(block), family)]
-
-    def _seeds(self, family: Family) -> Iterable[int]:
-        """In order of first appearance."""
-        return dict.fromkeys(seed for block in self._having(family) for seed in block.seeds)
+        return len(self.numbered(family))
 
 
-def count_runs(seeds_by_runs: Mapping[int, int]) -> int:
-    """Returns how many runs `Grid.seeds_by_runs` tells of."""
-    return sum(runs * seeds for runs, seeds in seeds_by_runs.items())
+class Runs:
+    """The runs of one family by number: each is made when it is asked for, whatever stands before it.
+
+    Numbers count the points and seeds of every block that has the family, seeds fastest. A run that stands in
+    several blocks has several numbers; the first is the run's, the others are skipped.
+
+    Args:
+      config: the family's.
+      blocks: that have it.
+    """
+
+    def __init__(self, config: Mapping[str, Any], blocks: tuple[Block, ...]) -> None:
+        """Looks at no value."""
+        self._config, self._blocks = config, blocks
+        self._shapes = [(*map(len, block.hyper.values()), len(block.seeds)) for block in blocks]
+        self._starts = [0, *accumulate(map(math.prod, self._shapes))]
+        self._known_earlier: dict[tuple[int, int], list[np.ndarray]] = {}
+
+    @property
+    def num_numbers(self) -> int:
+        """How many numbers there are, those that are skipped counted."""
+        return self._starts[-1]
+
+    def __len__(self) -> int:
+        return sum(runs * seeds for runs, seeds in self.seeds_by_runs.items())
+
+    @cached_property
+    def seeds_by_runs(self) -> dict[int, int]:
+        """How many seeds have how many runs: `{number of runs: number of seeds that have that many}`.
+
+        Nothing is walked where one block alone has the family.
+        """
+        if len(self._blocks) == 1:
+            *points, num_seeds = self._shapes[0]
+            return {math.prod(points): num_seeds}
+        num_runs = Counter[int]()
+        for numbers in self.numbers():
+            index = self._block_of(numbers)
+            places = self._places(index, numbers)[-1]
+            counts = np.bincount(places)
+            used = np.flatnonzero(counts)
+            seeds = self._blocks[index].seeds
+            num_runs.update(
+                {seeds[place]: count for place, count in zip(used.tolist(), counts[used].tolist(), strict=True)}
+            )
+        return dict(Counter(num_runs.values()))
+
+    def numbers(self, *, by_seed: bool = False) -> Iterator[np.ndarray]:
+        """Yields the numbers of all runs, each once, some thousands at a time and of one block.
+
+        Args:
+          by_seed: all runs of a seed before those of the next; else in order.
+        """
+        for index, numbers in self._all_numbers_by_seed() if by_seed else self._all_numbers():
+            if len(first := numbers[self._is_first(index, numbers)]):
+                yield first
+
+    def at(self, numbers: np.ndarray) -> Iterator[Run]:
+        """Yields the runs of these numbers, all of one block."""
+        block = self._blocks[index := self._block_of(numbers)]
+        *points, seeds = self._places(index, numbers)
+        columns = [
+            map(axis.__getitem__, places.tolist()) for axis, places in zip(block.hyper.values(), points, strict=True)
+        ]
+        for *values, seed in zip(*columns, map(block.seeds.__getitem__, seeds.tolist()), strict=True):
+            yield Run(self._config, dict(zip(block.hyper, values, strict=True)), seed)
+
+    def ids(self, identity: Identity, numbers: np.ndarray) -> list[str]:
+        """Returns the `run_id` of each of these numbers, all of one block."""
+        block = self._blocks[index := self._block_of(numbers)]
+        *points, seeds = self._places(index, numbers)
+        places = dict(zip(block.hyper, points, strict=True))
+        names = sorted(block.hyper)
+        texts = [_hyper_texts(name, block.hyper[name], places[name], b", " * (name != names[0])) for name in names]
+        ends = _by_place(seeds, lambda place: b"], %d]" % block.seeds[place])
+        begun = hashlib.blake2b(_id_head(identity, self._config) + b", [", digest_size=_ID_BYTES)
+        return _hex_digests(begun, map(b"".join, zip(*texts, ends, strict=True)))
+
+    def _block_of(self, numbers: np.ndarray) -> int:
+        return bisect_right(self._starts, int(numbers[0])) - 1
+
+    def _places(self, index: int, numbers: np.ndarray) -> tuple[np.ndarray, ...]:
+        """On each axis of a block, seeds last."""
+        return np.unravel_index(numbers - self._starts[index], self._shapes[index])
+
+    def _all_numbers(self) -> Iterator[tuple[int, np.ndarray]]:
+        for index, (start, stop) in enumerate(pairwise(self._starts)):
+            for begin in range(start, stop, _AT_ONCE):
+                yield index, np.arange(begin, min(begin + _AT_ONCE, stop))
+
+    def _all_numbers_by_seed(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Seeds in order of first appearance."""
+        places = [{seed: place for place, seed in enumerate(block.seeds)} for block in self._blocks]
+        for seed in dict.fromkeys(seed for block in self._blocks for seed in block.seeds):
+            for index, (start, stop) in enumerate(pairwise(self._starts)):
+                if seed in places[index]:
+                    first, step = start + places[index][seed], len(places[index])
+                    for begin in range(first, stop, step * _AT_ONCE):
+                        yield index, np.arange(begin, min(begin + step * _AT_ONCE, stop), step)
+
+    def _is_first(self, index: int, numbers: np.ndarray) -> np.ndarray:
+        """Whether no earlier block has the run."""
+        is_first = np.ones(len(numbers), bool)
+        places = self._places(index, numbers) if index else ()
+        for earlier in range(index):
+            pairs = zip(self._also_in(earlier, index), places, strict=True)
+            is_first &= ~np.logical_and.reduce([has[place] for has, place in pairs])
+        return is_first
+
+    def _also_in(self, earlier: int, index: int) -> list[np.ndarray]:
+        """Which values of a block's axes an earlier block has too, `[value]` each, seeds last; looked at once."""
+        if (earlier, index) not in self._known_earlier:
+            one, other = self._blocks[earlier], self._blocks[index]
+            axes = [
+                _among(map(number_text, values), map(number_text, one.hyper[name]))
+                for name, values in other.hyper.items()
+            ]
+            self._known_earlier[earlier, index] = [*axes, _among(other.seeds, one.seeds)]
+        return self._known_earlier[earlier, index]
 
 
-class _Members(NamedTuple):
-    config: Mapping[str, frozenset]
-    hyper: Mapping[str, frozenset]
-    seeds: frozenset
+def _among(values: Iterable[Any], known: Iterable[Any]) -> np.ndarray:
+    known = frozenset(known)
+    return np.array([value in known for value in values], bool)
 
 
-def _members(block: Block) -> _Members:
-    return _Members(
-        {name: frozenset(map(_typed, values)) for name, values in block.config.items()},
-        {name: frozenset(map(_number, values)) for name, values in block.hyper.items()},
-        frozenset(block.seeds),
-    )
+def _hyper_texts(name: str, values: Sequence[float], places: np.ndarray, before: bytes) -> Iterator[bytes]:
+    """What ids say of the swept value at each place: a pair of JSON, of the name and the number as a text."""
+    head = before + b"[" + json.dumps(name).encode() + b', "'
+    return _by_place(places, lambda place: head + number_text(values[place]).encode() + b'"]')
 
 
-def _block_runs(family: Family, block: Block, earlier: Sequence[_Members], seeds: Sequence[int]) -> Iterator[Run]:
-    """The runs of some of a block's seeds that stand in no earlier block."""
-    for values in product(*block.hyper.values()):
-        hyper = dict(zip(block.hyper, values, strict=True))
-        point = {name: _number(value) for name, value in hyper.items()} if earlier else {}
-        holders = [each for each in earlier if all(point[name] in each.hyper[name] for name in point)]
-        for seed in seeds:
-            if not any(seed in each.seeds for each in holders):
-                yield Run(family.config, hyper, seed)
+def _by_place(places: np.ndarray, text: Callable[[int], bytes]) -> Iterator[bytes]:
+    """The text of each place; of equal places it is made once."""
+    used, which = np.unique(places, return_inverse=True)
+    return map(list(map(text, used.tolist())).__getitem__, which.tolist())
 
 
-def _has_family(members: _Members, family: Family) -> bool:
+def _hex_digests(begun: Any, texts: Iterable[bytes]) -> list[str]:
+    """Of hashes that all begin alike."""
+    digests = []
+    for text in texts:
+        each = begun.copy()
+        each.update(text)
+        digests.append(each.hexdigest())
+    return digests
+
+
+def _has_family(block: Block, family: Family) -> bool:
     return (
-        tuple(sorted(members.hyper)) == family.hyper_names
-        and members.config.keys() == family.config.keys()
-        and all(_typed(value) in members.config[name] for name, value in family.config.items())
+        tuple(sorted(block.hyper)) == family.hyper_names
+        and block.config.keys() == family.config.keys()
+        and all(typed_text(value) in map(typed_text, block.config[name]) for name, value in family.config.items())
     )
 
 
@@ -180,14 +292,14 @@ def grid(
       ValueError: on an axis that is empty, repeats a value or has a reserved name, or a name on both sides.
       TypeError: on a value of another type.
     """
-    config_axes = {name: _axis_values(name, values) for name, values in (config or {}).items()}
-    hyper_axes = {name: _axis_values(name, values) for name, values in (hyper or {}).items()}
+    config_axes = {name: axes.values_of(name, values) for name, values in (config or {}).items()}
+    hyper_axes = {name: axes.values_of(name, values) for name, values in (hyper or {}).items()}
     both = config_axes.keys() & hyper_axes.keys()
     if both:
         raise ValueError(f"grid: {sorted(both)} stand in config and in hyper; an axis is static or swept, not both")
     for name, values in (*config_axes.items(), *hyper_axes.items()):
-        _check_axis(name, values, swept=name in hyper_axes)
-    return Grid((Block(config_axes, hyper_axes, _seeds(seeds)),))
+        axes.check(name, values, swept=name in hyper_axes)
+    return Grid((Block(config_axes, hyper_axes, axes.seeds_of(seeds)),))
 
 
 def override(declared: Grid, name: str, values: Any) -> Grid:
@@ -201,9 +313,9 @@ def override(declared: Grid, name: str, values: Any) -> Grid:
 
     def changed(block: Block) -> Block:
         config, hyper = dict(block.config), dict(block.hyper)
-        for axes in (config, hyper):
-            if name in axes:
-                axes[name] = values
+        for static_or_swept in (config, hyper):
+            if name in static_or_swept:
+                static_or_swept[name] = values
         return grid(
             config=config, hyper=hyper, seeds=_other_seeds(block, values) if name == "seed" else block.seeds
         ).blocks[0]
@@ -220,68 +332,6 @@ def _other_seeds(block: Block, values: Any) -> Any:
     return range(min(block.seeds), min(block.seeds) + values) if isinstance(values, int) else values
 
 
-def parse_axis(text: str) -> tuple[str, str]:
-    """Returns name and values of `NAME=VALUES`.
-
-    Raises:
-      ValueError: on anything else.
-    """
-    name, equals, values = text.partition("=")
-    if not (name and equals and values):
-        raise ValueError(f"{text!r} is no axis; write NAME=VALUE,VALUE,... or NAME=geom:LOW:HIGH:COUNT")
-    return name.strip(), values.strip()
-
-
-def parse_values(text: str, like: Sequence[Any]) -> tuple[Any, ...]:
-    """Returns the values that a text names, of the type of those in `like`.
-
-    >>> parse_values("32,64", like=(16,)), parse_values("geom:0.01:1:3", like=(0.5,))
-    ((32, 64), (0.01, 0.1, 1.0))
-
-    Raises:
-      ValueError: where the text is not of the form or the type.
-    """
-    kinds = {type(value) for value in like}
-    kind = float if kinds == {int, float} else kinds.pop() if len(kinds) == 1 else str
-    if text.startswith("geom:"):
-        try:
-            low, high, num = text.removeprefix("geom:").split(":")
-            values = geomspace(float(low), float(high), int(num))
-        except ValueError as error:
-            raise ValueError(
-                f"{text!r} is no geom:LOW:HIGH:COUNT with 0 < LOW, 0 < HIGH, COUNT from 1 to {_MOST_VALUES:,}"
-            ) from error
-        return tuple(map(round, values)) if kind is int else values
-    convert: Callable[[str], Any] = _parse_bool if kind is bool else kind
-    try:
-        return tuple(convert(entry.strip()) for entry in text.split(","))
-    except ValueError as error:
-        raise ValueError(f"{text!r} must be values of type {kind.__name__}, separated by commas") from error
-
-
-def _parse_bool(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise ValueError(text)
-    return text.lower() == "true"
-
-
-def geomspace(low: float, high: float, num: int) -> tuple[float, ...]:
-    """Returns `num` numbers from low to high, each the same multiple of the last, to 9 significant digits.
-
-    >>> geomspace(0.001, 1.0, 4)
-    (0.001, 0.01, 0.1, 1.0)
-
-    Raises:
-      ValueError: unless 0 < low, 0 < high and num is at least 1 (and at most a million).
-    """
-    if not (0 < low < math.inf and 0 < high < math.inf and 1 <= num <= _MOST_VALUES):
-        raise ValueError(
-            f"geomspace: needs low > 0, high > 0 and num from 1 to {_MOST_VALUES:,}, got {low:g}, {high:g}, {num}"
-        )
-    ratio = math.log(high / low) / max(num - 1, 1)
-    return tuple(float(_number(low * math.exp(ratio * index))) for index in range(num))
-
-
 class Identity(NamedTuple):
     """What a run's id says besides its point and its seed."""
 
@@ -292,63 +342,20 @@ class Identity(NamedTuple):
 
 
 def run_id(identity: Identity, run: Run) -> str:
-    """Returns 20 hexadecimal digits that tell a run from every other.
+    """Returns 20 hexadecimal digits that tell a run from every other; `Grid.run_ids` makes those of many.
 
     They depend on what the run is, never on where it stands in a list: on the experiment, its version, the sweep,
     the training length, the config values with their types, the swept values to 9 significant digits, the seed.
     """
-    hyper = sorted((name, _number(value)) for name, value in run.hyper.items())
-    text = json.dumps([*identity, _config_key(run.config), hyper, int(run.seed)])
-    return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
+    hyper = json.dumps([(name, number_text(run.hyper[name])) for name in sorted(run.hyper)]).encode()
+    text = _id_head(identity, run.config) + b", " + hyper + b", %d]" % run.seed
+    return hashlib.blake2b(text, digest_size=_ID_BYTES).hexdigest()
 
 
-def _axis_values(name: str, values: Iterable[Any]) -> tuple[Any, ...]:
-    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-        raise TypeError(f"grid: axis {name} takes a list of values, got {values!r}; write ({values!r},) for one")
-    return tuple(map(_plain, values))
-
-
-def _plain(value: Any) -> Any:
-    """Python's own number or string for one of NumPy's: ids and manifests know no others."""
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _number(value: float) -> str:
-    return format(float(value) + 0.0, ".9g")  # + 0.0: minus zero is zero
-
-
-def _typed(value: Any) -> tuple[str, str]:
-    return type(value).__name__, _number(value) if isinstance(value, float) else str(value)
+def _id_head(identity: Identity, config: Mapping[str, Any]) -> bytes:
+    """The text of an id without its end: a JSON list, the swept values and the seed of which are still to come."""
+    return json.dumps([*identity, _config_key(config)])[:-1].encode()
 
 
 def _config_key(config: Mapping[str, Any]) -> tuple:
-    return tuple(sorted((name, *_typed(value)) for name, value in config.items()))
-
-
-def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    seeds = _plain(seeds)
-    if isinstance(seeds, int) and seeds > _MOST_SEEDS:
-        raise ValueError(f"grid: seeds must be at most {_MOST_SEEDS:,}, got {seeds:,}")
-    chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(map(_plain, seeds))
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise ValueError(f"grid: seeds must be a count of at least 1 or different integers, got {seeds}")
-    if not all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in chosen):
-        raise ValueError(f"grid: seeds must be integers from 0 to 2^32 - 1, got {seeds}")
-    return chosen
-
-
-def _check_axis(name: str, values: tuple[Any, ...], *, swept: bool) -> None:
-    if name in RESERVED or "/" in name:
-        raise ValueError(f"grid: an axis cannot be named {name!r}; the name is taken for results")
-    if not values:
-        raise ValueError(f"grid: axis {name} is empty; give it at least one value")
-    for value in values:
-        if swept and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise TypeError(f"grid: swept axis {name} takes numbers, got {value!r}; put it in config if it is a choice")
-        if swept and not math.isfinite(value):
-            raise ValueError(f"grid: axis {name} takes finite numbers, got {value!r}")
-        if not swept and not isinstance(value, (str, int, float, bool)):
-            raise TypeError(f"grid: axis {name} takes strings, numbers or booleans, got {value!r}")
-    keys = [_number(value) if swept else _typed(value) for value in values]
-    if len(set(keys)) < len(keys):
-        raise ValueError(f"grid: axis {name} repeats a value: {', '.join(map(str, values))}")
+    return tuple(sorted((name, *typed_text(value)) for name, value in config.items()))

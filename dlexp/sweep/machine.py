@@ -6,23 +6,31 @@ import contextlib
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 import dlexp
-from dlexp import xla
+from dlexp import keys
+from dlexp.ops import compiler
 
 _UNKNOWN_MEMORY = 8 * 2**30
+_REFUSED = {  # setting of JAX -> the only value under which runs are what their ids say, and what another does
+    "jax_disable_jit": (False, "the engine trains compiled programs"),
+    "jax_threefry_partitionable": (True, "every run would have other random numbers"),
+    "jax_random_seed_offset": (0, "every run would have the random numbers of another seed"),
+}
 
 
 def start_devices() -> list[jax.Device]:
     """Returns the local devices; on a CPU that is not in use yet, one device a core."""
     with contextlib.suppress(RuntimeError):  # the backend is up already, as in a notebook: take what there is
         jax.config.update("jax_num_cpu_devices", num_cores())
-        xla.allow_one_pass()
+        compiler.allow_one_pass()
     return jax.local_devices()
 
 
@@ -38,6 +46,24 @@ def set_precision(devices: list[jax.Device], precision: str) -> None:
     # A CPU multiplies in float32 anyway.
     asked = None if precision == "float32" and devices[0].platform == "cpu" else precision
     jax.config.update("jax_default_matmul_precision", asked)
+
+
+def check_settings() -> None:
+    """Raises where JAX was told something that leaves runs untrained or changes what they are.
+
+    Raises:
+      ValueError: with the setting, and what to do.
+    """
+    for name, (only, otherwise) in _REFUSED.items():
+        if (value := getattr(jax.config, name, only)) != only:
+            raise ValueError(f"{name.upper()}={value!r} cannot be used: {otherwise}; unset it, or set it to {only}")
+
+
+@contextlib.contextmanager
+def usual_promotion() -> Iterator[None]:
+    """A context in which numbers of different types and ranks meet as JAX has it unless it is told otherwise."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
 
 
 def num_cores() -> int:
@@ -83,7 +109,8 @@ def provenance(devices: list[jax.Device]) -> dict[str, Any]:
         "machine": platform.machine(),
         "num_devices": len(devices),
         "matmul_precision": config.jax_default_matmul_precision or "default",
-        "float": "float64" if config.jax_enable_x64 else "float32",
+        "float": str(jnp.result_type(float)),
+        "random_numbers": keys.RANDOM_NUMBERS,
         "git_commit": _git_commit(),
     }
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dlexp.sweep import grids
+from dlexp.sweep.axes import parse_values
 from dlexp.types import Sweep
 
 
@@ -37,8 +38,8 @@ def apply(
             raise ValueError(f"sweep must be one of {', '.join(declared)}, got {name!r}")
     sweeps = {name: sweep for name, sweep in declared.items() if not only or name in only}
     if seeds is not None:
-        if seeds < 1:
-            raise ValueError(f"seeds must be at least 1, got {seeds}")
+        if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
+            raise ValueError(f"seeds must be an integer of at least 1, got {seeds!r}")
         if "seed" in (axes or {}):
             raise ValueError("seeds and the axis seed say the same thing twice; give one of them")
         sweeps = {name: _with_axis(sweep, "seed", seeds) for name, sweep in sweeps.items()}
@@ -66,14 +67,14 @@ def _with_axis(sweep: Sweep, name: str, values: Sequence[Any] | int) -> Sweep:
 
 
 def _with_axis_everywhere(sweeps: dict[str, Sweep], name: str, values: Sequence[Any] | str) -> dict[str, Sweep]:
-    holders = [each for each, sweep in sweeps.items() if name in sweep.grid.axes]
+    holders = [each for each, sweep in sweeps.items() if name in sweep.grid.names]
     if not holders:
-        known = dict.fromkeys(axis for sweep in sweeps.values() for axis in sweep.grid.axes)
+        known = dict.fromkeys(axis for sweep in sweeps.values() for axis in sweep.grid.names)
         raise ValueError(f"there is no axis {name!r}; the axes are {', '.join(known)}")
     changed = dict(sweeps)
     for each in holders:
         grid = sweeps[each].grid
         like = (0.0,) if name in grid.hyper_names else grid.axes[name]
-        parsed = grids.parse_values(values, like) if isinstance(values, str) else values
+        parsed = parse_values(values, like) if isinstance(values, str) else values
         changed[each] = _with_axis(sweeps[each], name, parsed)
     return changed

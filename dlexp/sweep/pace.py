@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dlexp import choices
+from dlexp.ops import choices
 from dlexp.sweep import machine
 
 
@@ -24,7 +24,7 @@ class Layout(NamedTuple):
     Attributes:
       width: runs vmapped on one device.
       stepwise: whether a call makes one step, instead of a loop of them.
-      choices: `(name, option)` of what networks leave open (`dlexp.choices`), in the order of names.
+      choices: `(name, option)` of what networks leave open (`dlexp.ops.choices`), in the order of names.
     """
 
     width: int

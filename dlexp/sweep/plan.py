@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlexp import choices, xla
-from dlexp.sweep import cost, machine, pace
-from dlexp.sweep.grids import Family, Identity, Run, count_runs, run_id
+from dlexp import keys
+from dlexp.ops import compiler
+from dlexp.ops.choices import OWN, SHARED, recording_choices
+from dlexp.sweep import contract, cost, machine, pace
+from dlexp.sweep.grids import Family, Identity, Run, Runs
 from dlexp.sweep.pace import Layout, Measured
-from dlexp.types import Learner, Measurement, Range, Sweep
+from dlexp.types import Learner, Measurement, Range, Sweep, rounded_to
 
 DEFAULT_WIDTH = {"cpu": 8, "gpu": 512, "tpu": 512}  # runs vmapped on one device unless measured otherwise
 WIDEST = 128  # the same, at most, on a CPU where networks are so small that many cost no more than few
@@ -23,7 +25,6 @@ CACHED_BYTES = 24 * 2**20  # all intermediate values of a call on a CPU, by the 
 EVALUATIONS_KEPT = 16  # at most, by one call
 KEPT_BYTES = 2**14  # of a run's evaluations, at most
 MEMORY_SHARE = 0.5  # of a device's memory that one call may take by estimate
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Group(NamedTuple):
@@ -32,9 +33,9 @@ class Group(NamedTuple):
     Attributes:
       family: config and swept names.
       learner: what a run does.
-      seeds_by_runs: runs of one seed -> seeds with so many.
+      runs: the grid's runs of this config, by number.
       layout: how its programs are made; fixed for the group.
-      open: choice -> the options that its networks and optimizers leave open.
+      choices: name -> the options that its networks and optimizers leave open.
       program: names what its programs compute, on these devices: groups of equal name are equally fast.
       measured: how fast it was here before, None where it was not.
       num_params: numbers in the learner's `params`.
@@ -47,14 +48,14 @@ class Group(NamedTuple):
 
     family: Family
     learner: Learner
-    seeds_by_runs: Mapping[int, int]
+    runs: Runs
     layout: Layout
     num_params: int
     state_bytes: int
     flops: float
     evaluation_flops: float = 0.0
     num_kept: int = 1
-    open: Mapping[str, tuple[str, ...]] = {}
+    choices: Mapping[str, tuple[str, ...]] = {}
     program: str = ""
     measured: Measured | None = None
     measure: Callable[..., Mapping[str, Any]] | None = None
@@ -62,7 +63,12 @@ class Group(NamedTuple):
     @property
     def num_runs(self) -> int:
         """Runs of the grid in this group."""
-        return count_runs(self.seeds_by_runs)
+        return len(self.runs)
+
+    @property
+    def seeds_by_runs(self) -> Mapping[int, int]:
+        """How many seeds have how many runs: `{number of runs: number of seeds that have that many}`."""
+        return self.runs.seeds_by_runs
 
     @property
     def width(self) -> int:
@@ -83,10 +89,31 @@ class Plan(NamedTuple):
     groups: tuple[Group, ...]
     num_devices: int
 
-    def runs(self, group: Group) -> Iterator[tuple[str, Run]]:
-        """Yields each run of a group with its id, in the order in which they are trained."""
-        for run in self.sweep.grid.runs(group.family, by_seed=group.layout.shares_seed):
-            yield run_id(self.identity, run), run
+    def runs(self, group: Group, among: np.ndarray | None = None) -> Iterator[tuple[str, Run]]:
+        """Yields runs of a group with their ids, in the order in which they are trained.
+
+        Args:
+          group: of this plan.
+          among: `[number]`, which of its runs, as `missing` says; None for all.
+        """
+        for numbers in group.runs.numbers(by_seed=group.layout.shares_seed):
+            chosen = numbers if among is None else numbers[among[numbers]]
+            if len(chosen):
+                yield from zip(group.runs.ids(self.identity, chosen), group.runs.at(chosen), strict=True)
+
+    def missing(self, done: Container[str]) -> tuple[np.ndarray, ...]:
+        """Returns which runs of each group are not done, `[number]`: a byte a run; a million take about a second.
+
+        Args:
+          done: ids of runs.
+        """
+        return tuple(self._missing(group, done) for group in self.groups)
+
+    def _missing(self, group: Group, done: Container[str]) -> np.ndarray:
+        is_missing = np.zeros(group.runs.num_numbers, bool)
+        for numbers in group.runs.numbers():
+            is_missing[numbers] = [name not in done for name in group.runs.ids(self.identity, numbers)]
+        return is_missing
 
     def evaluation_steps(self) -> list[int]:
         """Returns the steps at which runs are evaluated, 0 first."""
@@ -121,6 +148,7 @@ def make(identity: Identity, sweep: Sweep, devices: list[jax.Device]) -> Plan:
     Raises:
       ValueError: where the grid and the learner do not fit (an axis the learner does not read, a value out of its
         range, a value missing), or the evaluations do not divide the training evenly.
+      TypeError: where a function of the experiment's returns something else than its contract says.
     """
     if sweep.num_evals < 1 or not 0 <= sweep.num_steps < 2**31:
         raise ValueError(
@@ -132,7 +160,11 @@ def make(identity: Identity, sweep: Sweep, devices: list[jax.Device]) -> Plan:
             f"sweep {identity.sweep}: num_steps must be a multiple of num_evals={sweep.num_evals}, "
             f"got {sweep.num_steps}; take {_nearest_multiple(sweep.num_steps, sweep.num_evals)}"
         )
-    groups = tuple(_group(identity, sweep, family, devices) for family in sweep.grid.families())
+    axes_read = set[str]()
+    guarded = contract.guarded(f"sweep {identity.sweep}", sweep, axes_read)
+    with machine.usual_promotion():
+        groups = tuple(_group(identity, guarded, family, devices) for family in sweep.grid.families())
+    contract.check_all_read(f"sweep {identity.sweep}", sweep.grid, axes_read)
     return Plan(identity, sweep, groups, len(devices))
 
 
@@ -160,21 +192,14 @@ def hyper_dtype(learner: Learner, name: str) -> Any:
 
 
 def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.Device]) -> Group:
-    try:
-        learner = sweep.make_learner(family.config, sweep.num_steps)
-    except KeyError as error:
-        config = ", ".join(f"{name}={value!r}" for name, value in family.config.items())
-        raise ValueError(
-            f"sweep {identity.sweep}: the experiment knows no {error} ({config}); --help and the "
-            "module's docstring say what there is, --sweep=NAME changes one sweep alone"
-        ) from error
+    learner = sweep.make_learner(family.config, sweep.num_steps)
     _check(identity, sweep, family, learner)
-    seeds_by_runs = sweep.grid.seeds_by_runs(family)
+    runs = sweep.grid.numbered(family)
     if isinstance(learner, Measurement):
         if sweep.num_steps:
             raise ValueError(f"sweep {identity.sweep}: a measurement takes no steps, so num_steps must be 0")
         idle = Learner({}, learner.hyper, _never, None, _never)
-        return Group(family, idle, seeds_by_runs, Layout(1), 0, 0, 0.0, measure=learner.measure)
+        return Group(family, idle, runs, Layout(1), 0, 0, 0.0, measure=learner.measure)
     if not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in jax.tree.leaves(learner.data)):
         raise TypeError(
             f"sweep {identity.sweep}: a learner's data must be arrays; wrap numbers and lists in np.asarray"
@@ -183,28 +208,29 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
         learner = learner._replace(update=None)  # measured at initialization alone
     if learner.update is None and sweep.num_steps:
         raise ValueError(f"sweep {identity.sweep}: the learner has no update, so num_steps must be 0")
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(lambda: keys.of_run(0, keys.INIT))
     hyper = {name: jax.ShapeDtypeStruct((), hyper_dtype(learner, name)) for name in sorted(learner.hyper)}
     data = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, placed_dtype(leaf)), learner.data)
-    state = jax.eval_shape(learner.init, key, hyper, data)
-    with choices.asked() as asked:
+    checked = contract.checked(f"sweep {identity.sweep}", learner)
+    state = jax.eval_shape(checked.init, key, hyper, data)
+    with compiler.tracing_for(devices[0].platform), recording_choices() as recorded:
         traced = [
             cost.traced(function, key, hyper, data, state)
-            for function in (learner.evaluate, learner.update and learner.step)
+            for function in (checked.evaluate, checked.update and checked.step)
             if function
         ]
     costs = [cost.of(jaxpr) for jaxpr in traced]
-    left_open = {name: options for name, options in asked.items() if len(options) > 1}
-    width = _default_width(devices, state, data, costs, count_runs(seeds_by_runs))
+    left_open = {name: options for name, options in recorded.items() if len(options) > 1}
+    width = _default_width(devices, state, data, costs, len(runs))
     default = Layout(width, choices=_usual_choices(left_open))
-    if learner.update is not None and _can_share(seeds_by_runs, min(width, _usual_width(devices)) * len(devices)):
-        left_open["seed"] = (choices.OWN, choices.SHARED)
+    if learner.update is not None and _can_share(runs.seeds_by_runs, min(width, _usual_width(devices)) * len(devices)):
+        left_open["seed"] = (OWN, SHARED)
     program = pace.name_of([*traced, sorted(left_open.items())], devices)  # with other options the fastest is another
     measured = pace.recall(program)
     group = Group(
         family,
         learner,
-        seeds_by_runs,
+        runs,
         default,
         _num_params(state),
         cost.num_bytes(state),
@@ -216,7 +242,7 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
         measured,
     )
     layout = measured.layout if measured and measured.is_chosen else default
-    return group.with_layout(evened(layout, seeds_by_runs, len(devices)))
+    return group.with_layout(evened(layout, runs.seeds_by_runs, len(devices)))
 
 
 def evened(layout: Layout, seeds_by_runs: Mapping[int, int], num_devices: int) -> Layout:
@@ -231,7 +257,7 @@ def evened(layout: Layout, seeds_by_runs: Mapping[int, int], num_devices: int) -
 def _can_share(seeds_by_runs: Mapping[int, int], num_rows: int) -> bool:
     """Whether most runs have a seed with so many of them that they fill half a call at least."""
     num_sharing = sum(runs * seeds for runs, seeds in seeds_by_runs.items() if 2 * runs >= num_rows)
-    return 2 * num_sharing > count_runs(seeds_by_runs)
+    return 2 * num_sharing > sum(runs * seeds for runs, seeds in seeds_by_runs.items())
 
 
 def _never(*args: Any) -> Any:
@@ -268,7 +294,7 @@ def _default_width(devices: list[jax.Device], state: Any, data: Any, costs: list
 
 def _usual_choices(left_open: Collection[str]) -> tuple[tuple[str, str], ...]:
     """What is known better than by the first options: an update in one pass costs convolutions more than it gains."""
-    return (("optimizer", xla.PASSES),) if {"convolution", "optimizer"} <= set(left_open) else ()
+    return (("optimizer", compiler.PASSES),) if {"convolution", "optimizer"} <= set(left_open) else ()
 
 
 def _num_bytes_made(jaxpr: Any) -> int:
@@ -293,13 +319,30 @@ def _check(identity: Identity, sweep: Sweep, family: Family, learner: Learner | 
         if name in learner.hyper:
             raise ValueError(f"{where}: {name!r} is a swept value of the learner; move it from config to hyper")
     for name, legal in learner.hyper.items():
-        if legal.default is None and name not in family.hyper_names:
+        if name in family.hyper_names:
+            continue
+        if legal.default is None:
             raise ValueError(f"{where}: axis {name} is missing; give it values in the grid's hyper ({legal})")
+        _check_values(f"{where}: the default of {name}", (legal.default,), learner, name)
     for block in sweep.grid.blocks:
         for name in family.hyper_names if tuple(sorted(block.hyper)) == family.hyper_names else ():
-            for value in block.hyper[name]:
-                if value not in learner.hyper[name] or abs(value) > _LARGEST:
-                    raise ValueError(f"{where}: axis {name} must be {learner.hyper[name]}, got {value!r}")
+            _check_values(f"{where}: axis {name}", block.hyper[name], learner, name)
+
+
+def _check_values(what: str, values: Sequence[float], learner: Learner | Measurement, name: str) -> None:
+    """Raises unless they are legal, as declared and as the numbers that the runs get."""
+    legal = learner.hyper[name]
+    dtype = np.dtype(float if isinstance(learner, Measurement) else hyper_dtype(learner, name))
+    place = legal.first_illegal(values, dtype)
+    if place is None:
+        return
+    value, remedy = values[place], ""
+    if value in legal and dtype.kind == "i":
+        remedy = f", which {dtype} cannot hold; take one from {np.iinfo(dtype).min} to {np.iinfo(dtype).max}"
+    elif value in legal:
+        used = rounded_to(np.array(value, float), dtype)
+        remedy = f", which is {used:g} in {dtype}, the precision of its programs"
+    raise ValueError(f"{what} must be {legal}, got {value!r}{remedy}")
 
 
 def _nearest_multiple(number: int, divisor: int) -> int:

@@ -15,15 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dlexp import choices, xla
+from dlexp import keys
+from dlexp.ops import compiler, storage
+from dlexp.ops.choices import with_choices
+from dlexp.sweep import machine
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Run
 from dlexp.sweep.plan import Group
-from dlexp.types import Key, Learner, PyTree
+from dlexp.types import Learner, PyTree
 
 STEPS_DRAWN = 16  # at once; more of them gains nothing
 _NEVER = 2**30  # an interval between evaluations that no training reaches
-_INIT, _UPDATE, _EVALUATE = range(3)  # purposes folded into a run's key
 
 
 class Carry(NamedTuple):
@@ -161,13 +163,12 @@ def lower(group: Group, mesh: jax.sharding.Mesh) -> list[Lowered]:
     That is the evaluation where nothing is trained; a step and the evaluation where the layout is step by step; else
     one program of steps and evaluations.
     """
-    made = dict(group.layout.choices)
-    way_to_update = made.get("optimizer", group.open.get("optimizer", (xla.PASSES,))[0])
-    platform = mesh.devices.flat[0].platform
-    with choices.made(made):
+    chosen = dict(group.layout.choices)
+    way_to_update = chosen.get("optimizer", group.choices.get("optimizer", (compiler.PASSES,))[0])
+    with compiler.tracing_for(mesh.devices.flat[0].platform), with_choices(chosen), machine.usual_promotion():
         initialize, *others = _lower(group, mesh)
-    first = Lowered(initialize, xla.compiler_options(platform))
-    return [first, *(Lowered(program, xla.compiler_options(platform, way_to_update)) for program in others)]
+        first, options = compiler.compiler_options(), compiler.compiler_options(way_to_update)
+    return [Lowered(initialize, first), *(Lowered(program, options) for program in others)]
 
 
 def _lower(group: Group, mesh: jax.sharding.Mesh) -> list[Any]:
@@ -273,13 +274,9 @@ def _one_after_another(function: Callable, axes: tuple[int | None, ...]) -> Call
     return over_runs
 
 
-def _key(seed: jax.Array, purpose: int) -> Key:
-    return jax.random.fold_in(jax.random.key(seed), purpose)
-
-
 def _initialize(learner: Learner) -> Callable[..., Carry]:
     def initialize(seed: jax.Array, hyper: Any, data: Any) -> Carry:
-        key = _key(seed, _INIT)
+        key = keys.of_run(seed, keys.INIT)
         state = learner.init(key, hyper, data)
         means: Any = {}
         if learner.update is not None:
@@ -295,7 +292,7 @@ def _one_step(learner: Learner) -> Callable[..., Carry]:
     make_step = _step(learner)
 
     def one_step(seed: jax.Array, hyper: Any, data: Any, carry: Carry, origin: jax.Array, index: jax.Array) -> Carry:
-        drawn = learner.draw(jax.random.fold_in(_key(seed, _UPDATE), index), hyper, data)
+        drawn = learner.draw(jax.random.fold_in(keys.of_run(seed, keys.UPDATE), index), hyper, data)
         return make_step(drawn, hyper, data, carry, origin, index)
 
     return one_step
@@ -318,14 +315,14 @@ def _step(learner: Learner) -> Callable[..., Carry]:
 def _steps(learner: Learner) -> Callable[..., Carry]:
     """The steps from `first` to `end`, all of the interval from `origin`; chance is drawn for blocks of them.
 
-    The carry is `xla.exchanged`, before and after.
+    The carry is stored as `storage.enter` returns it, before and after.
     """
     make_step = _step(learner)
 
     def steps(
         seed: jax.Array, hyper: Any, data: Any, carry: Carry, origin: jax.Array, first: jax.Array, end: jax.Array
     ) -> Carry:
-        key = _key(seed, _UPDATE)
+        key = keys.of_run(seed, keys.UPDATE)
 
         def draw(index: jax.Array) -> PyTree:
             return learner.draw(jax.random.fold_in(key, index), hyper, data)
@@ -338,7 +335,7 @@ def _steps(learner: Learner) -> Callable[..., Carry]:
                 own = jax.tree.map(lambda leaf: leaf[index - begin], drawn)
                 return make_step(own, hyper, data, carry, origin, index)
 
-            return jax.lax.fori_loop(begin, jnp.minimum(begin + STEPS_DRAWN, end), xla.laid(step), carry)
+            return jax.lax.fori_loop(begin, jnp.minimum(begin + STEPS_DRAWN, end), storage.body(step), carry)
 
         return jax.lax.fori_loop(0, -((first - end) // STEPS_DRAWN), block, carry)
 
@@ -366,14 +363,14 @@ def _segment(learner: Learner, num_kept: int) -> Callable[..., tuple[Carry, Eval
             carry = make_steps(seed, hyper, data, carry, origin, first, jnp.minimum(end, stop))
 
             def keep(kept: Evaluation) -> Evaluation:
-                made = evaluate(seed, hyper, data, xla.exchanged(carry))
+                made = evaluate(seed, hyper, data, storage.leave(carry))
                 return jax.tree.map(lambda all_, one: all_.at[number].set(one), kept, made)
 
             return carry, jax.lax.cond(end <= stop, keep, lambda kept: kept, kept)
 
         num_pieces = -(-stop // interval) - start // interval
-        carry, kept = jax.lax.fori_loop(0, num_pieces, piece, (xla.exchanged(carry), kept))
-        return xla.exchanged(carry), kept
+        carry, kept = jax.lax.fori_loop(0, num_pieces, piece, (storage.enter(carry), kept))
+        return storage.leave(carry), kept
 
     return segment
 
@@ -389,7 +386,7 @@ def _running_mean(count: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Arra
 
 def _evaluate(learner: Learner) -> Callable[..., Evaluation]:
     def evaluate(seed: jax.Array, hyper: Any, data: Any, carry: Carry) -> Evaluation:
-        metrics = dict(learner.evaluate(_key(seed, _EVALUATE), hyper, data, carry.state))
+        metrics = dict(learner.evaluate(keys.of_run(seed, keys.EVALUATE), hyper, data, carry.state))
         wrong = [name for name in (*metrics, *carry.means) if "/" not in name]
         if wrong or metrics.keys() & carry.means.keys():
             raise ValueError(

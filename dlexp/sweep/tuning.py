@@ -90,8 +90,8 @@ def rounds(group: Group, fitted: Callable[[Layout], Layout]) -> Rounds:
 
     while len(seconds) > num_timed:
         num_timed = len(seconds)
-        for name in sorted(group.open):
-            if others := untried(_others(name, group.open[name], seconds)):
+        for name in sorted(group.choices):
+            if others := untried(_others(name, group.choices[name], seconds)):
                 seconds = yield others
             if hurt := [layout._replace(stepwise=True) for layout in seconds if _is_hurt(layout, seconds)]:
                 seconds = yield hurt

@@ -24,12 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from dlexp.claims import Claim, each, judge
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dlexp import analysis, cli, models, optim, plots
-from dlexp.claims import Claim, each, judge
-from dlexp.learner import State
+from dlexp.learners import State
 from dlexp.results import Results, Table
 from dlexp.sweep import grid
 from dlexp.theory import counting

@@ -21,13 +21,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from dlexp.claims import Claim, each, judge
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dlexp import analysis, cli, learner, losses, models, optim, plots
-from dlexp.claims import Claim, each, judge
+from dlexp import analysis, cli, learners, losses, models, optim, plots
 from dlexp.data import bundled
-from dlexp.propagation import propagation
+from dlexp.learners.propagation import propagation
 from dlexp.results import Results, Table
 from dlexp.sweep import grid
 from dlexp.sweep.grids import Grid
@@ -58,7 +58,7 @@ def network(config: Config, num_steps: int) -> Learner:
     """A perceptron on digits: tanh with Gaussian weights, or one of the variants."""
     choices = VARIANTS.get(config.get("variant", ""), {"activation": "tanh", "initializer": "lecun"})
     model = models.mlp(width=config["width"], num_layers=config["num_layers"], num_outputs=10, **choices)
-    return learner.supervised(
+    return learners.supervised(
         model,
         losses.softmax_cross_entropy,
         optim.momentum(),

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dlexp import choices, learner, losses, models, optim, xla
+from dlexp import learners, losses, models, ops, optim
 from dlexp.data import Dataset
 from dlexp.sweep import Grid, engine, geomspace, grid, machine
 from dlexp.sweep import plan as planning
@@ -55,7 +55,7 @@ class Workload(NamedTuple):
     def learner_of(self, model: Model) -> Learner:
         """The same training of any model."""
         data, tx = Dataset(self.data.train), optim.adam()
-        return learner.supervised(model, losses.softmax_cross_entropy, tx, data, batch_size=self.batch_size)
+        return learners.supervised(model, losses.softmax_cross_entropy, tx, data, batch_size=self.batch_size)
 
     def rates(self) -> np.ndarray:
         """A learning rate for each run."""
@@ -106,7 +106,7 @@ def _linen_learner(work: Workload) -> Learner:
     optimizer = optim.Optimizer(
         {"learning_rate": optim.LEARNING_RATE}, lambda hyper: optax.adam(hyper["learning_rate"])
     )
-    return learner.supervised(
+    return learners.supervised(
         models.from_linen(_Linen(work.network)),
         losses.softmax_cross_entropy,
         optimizer,
@@ -145,7 +145,10 @@ def this_engine(work: Workload, layout: Layout) -> Rate:
 
 
 def bare_loop(work: Workload, layout: Layout) -> Rate:
-    """The same learner in hand-written programs of the same layout, and no engine around them."""
+    """The same learner in hand-written programs of the same layout, and no engine around them.
+
+    From this package it takes the learner and the room `ops`, by which its programs are laid out like the engine's.
+    """
     devices = machine.start_devices()
     mesh = jax.make_mesh((len(devices),), ("run",), axis_types=(AxisType.Auto,), devices=devices)
     each, num_rows = work.learner(), layout.width * len(devices)
@@ -158,17 +161,17 @@ def bare_loop(work: Workload, layout: Layout) -> Rate:
         many = jax.vmap(function, in_axes=axes)
         return jax.shard_map(many, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("run"), check_vma=False)
 
-    made = dict(layout.choices)
-    options = xla.compiler_options(devices[0].platform, made.get("optimizer", xla.ways_to_update()[0]))
+    chosen = dict(layout.choices)
+    options = ops.compiler.compiler_options(chosen.get("optimizer", ops.compiler.ways_to_update()[0]))
     sharding = NamedSharding(mesh, PartitionSpec("run"))
     way = _Way(spread, layout.stepwise, options, sharding, layout.shares_seed, _laid_loop)
-    with choices.made(made):
+    with ops.choices.with_choices(chosen):
         return _jax_rate(each, work, num_rows, way)
 
 
 def _laid_loop(start: jax.Array, stop: jax.Array, step: Callable, state: Any) -> Any:
-    """Whose state lies in memory as the engine's does."""
-    return xla.exchanged(jax.lax.fori_loop(start, stop, xla.laid(step), xla.exchanged(state)))
+    """A loop whose state is stored as the engine's is."""
+    return ops.storage.leave(jax.lax.fori_loop(start, stop, ops.storage.body(step), ops.storage.enter(state)))
 
 
 def one_vmap(work: Workload) -> Rate:
@@ -204,8 +207,8 @@ def python_loop(work: Workload) -> Rate:
 
 def _usual_rate(work: Workload, num_rows: int, spread: Callable, stepwise: bool) -> Rate:
     """Of Linen's own layers, and the optimizer's passes as Optax has them."""
-    options = xla.compiler_options(jax.local_devices()[0].platform)
-    with choices.made({"optimizer": xla.PASSES}):
+    options = ops.compiler.compiler_options()
+    with ops.choices.with_choices({"optimizer": "passes"}):
         return _jax_rate(_linen_learner(work), work, num_rows, _Way(spread, stepwise, options))
 
 
@@ -236,7 +239,7 @@ def _jax_rate(each: Learner, work: Workload, num_rows: int, way: _Way) -> Rate:
         seed, rate = run
 
         def step(index: jax.Array, state: Any) -> Any:
-            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), index)
+            key = jax.random.fold_in(jax.random.fold_in(machine.key(seed), 1), index)
             return each.step(key, _hyper(each, rate), data, state)[0]
 
         if way.stepwise:
@@ -245,11 +248,11 @@ def _jax_rate(each: Learner, work: Workload, num_rows: int, way: _Way) -> Rate:
 
     def evaluate(state: Any, run: Any, data: Any) -> Any:
         seed, rate = run
-        return each.evaluate(jax.random.key(seed), _hyper(each, rate), data, state)
+        return each.evaluate(machine.key(seed), _hyper(each, rate), data, state)
 
     def init(run: Any, data: Any) -> Any:
         seed, rate = run
-        return each.init(jax.random.fold_in(jax.random.key(seed), 0), _hyper(each, rate), data)
+        return each.init(jax.random.fold_in(machine.key(seed), 0), _hyper(each, rate), data)
 
     rates: Any = np.resize(work.rates(), num_rows) if num_rows else work.rates()[0]
     everywhere = way.sharding and NamedSharding(way.sharding.mesh, PartitionSpec())

@@ -32,12 +32,12 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from dlexp import analysis, cli, learner, losses, models, optim, plots
-from dlexp.claims import Claim, each, judge
+from dlexp import cli, learners, losses, models, optim
 from dlexp.data import bundled
 from dlexp.results import NotMeasuredError, Results
+from dlexp.study import Claim, Effect, each, judge, statistics, style
 from dlexp.sweep import geomspace, grid
-from dlexp.types import Config, Experiment, Figures, Learner, Measurement, Sweep
+from dlexp.types import Config, Experiment, Learner, Measurement, Sweep
 
 COUNTS = (64, 50_000, 200_000)
 DEPTHS = (10, 50, 200, 1000)
@@ -49,7 +49,7 @@ def tiny(num_runs: int) -> Experiment:
 
     def make_learner(config: Config, num_steps: int) -> Learner:
         model = models.mlp(width=4, num_layers=2, num_outputs=3)
-        return learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), bundled.load("iris"), batch_size=8)
+        return learners.supervised(model, losses.softmax_cross_entropy, optim.sgd(), bundled.load("iris"), batch_size=8)
 
     num_rates = min(100, num_runs)
     runs = grid(hyper={"learning_rate": geomspace(0.01, 1.0, num_rates)}, seeds=-(-num_runs // num_rates))
@@ -130,7 +130,7 @@ def compiling(config: Config, num_steps: int) -> Measurement:
 
     model = models.mlp(width=64, num_layers=config["num_layers"], num_outputs=10, activation="tanh")
     data = bundled.load("digits")
-    deep = learner.supervised(model, losses.softmax_cross_entropy, optim.adam(), data, batch_size=64)
+    deep = learners.supervised(model, losses.softmax_cross_entropy, optim.adam(), data, batch_size=64)
 
     def measure(hyper: Mapping[str, float], seed: int) -> dict[str, Any]:
         devices = machine.start_devices()
@@ -178,11 +178,6 @@ def sweeps(scale: str) -> dict[str, Sweep]:
     }
 
 
-def figures(results: Results) -> Figures:
-    """Seconds by runs, memory, starts and compile times."""
-    return {"growth": lambda: _growth(results)}
-
-
 def claims(results: Results) -> list[Claim]:
     """Nothing grows but the training itself."""
     source = (
@@ -191,32 +186,39 @@ def claims(results: Results) -> list[Claim]:
     return [
         judge(
             "A run of a sweep of 200,000 costs no more than one of 50,000.",
-            source=source,
-            rule="seconds of a run between 64 and 50,000 runs over those between 50,000 and 200,000, in one process; "
-            "at least 0.9",
-            effects={"": lambda: _run_seconds(results)[:, 0] / _run_seconds(results)[:, 1]},
-            smallest=0.9,
+            source,
+            Effect(
+                "seconds of a run between 64 and 50,000 runs over those between 50,000 and 200,000, in one process",
+                {"": lambda: _run_seconds(results)[:, 0] / _run_seconds(results)[:, 1]},
+            ),
+            least=0.9,
         ),
         judge(
             "A sweep of 200,000 runs needs no more memory than one of 50,000.",
-            source=source,
-            rule="highest memory of the process after the smaller sweep over that after the larger; at least 0.9",
-            effects={"": lambda: _of(results, "memory")[:, -2] / _of(results, "memory")[:, -1]},
-            smallest=0.9,
+            source,
+            Effect(
+                "highest memory of the process after the smaller sweep over that after the larger",
+                {"": lambda: _of(results, "memory")[:, -2] / _of(results, "memory")[:, -1]},
+            ),
+            least=0.9,
         ),
         judge(
             "From a command to the first step it takes under 10 seconds, 6 where everything was compiled before.",
-            source=source,
-            rule=f"10 (cold) or 6 (warm) over the seconds from starting {COMMAND} to its first step; at least 1",
-            effects=each("{}", [("cold", 10.0), ("warm", 6.0)], lambda kind, most: most / _start(results, kind)),
-            smallest=1.0,
+            source,
+            Effect(
+                f"10 (cold) or 6 (warm) over the seconds from starting {COMMAND} to its first step",
+                each("{}", [("cold", 10.0), ("warm", 6.0)], lambda kind, most: most / _start(results, kind)),
+            ),
+            least=1.0,
         ),
         judge(
             "Networks of 1000 layers compile as fast as those of 10.",
-            source=source,
-            rule="compile seconds of the training of 10 layers over those of so many; at least 0.8",
-            effects=each("{} layers", DEPTHS[1:], lambda depth: _compile(results, 10) / _compile(results, depth)),
-            smallest=0.8,
+            source,
+            Effect(
+                "compile seconds of the training of 10 layers over those of so many",
+                each("{} layers", DEPTHS[1:], lambda depth: _compile(results, 10) / _compile(results, depth)),
+            ),
+            least=0.8,
         ),
     ]
 
@@ -242,8 +244,9 @@ def _compile(results: Results, num_layers: int) -> np.ndarray:
     return frame[frame["num_layers"] == num_layers].sort_values("seed")["compile/seconds"].to_numpy()
 
 
-def _growth(results: Results) -> Figure:
-    figure, (rate, memory, start, compiled) = plots.subplots(1, 4, width=3.6, height=3.4)
+def growth(results: Results) -> Figure:
+    """Draws seconds by runs, memory, starts and compile times."""
+    figure, (rate, memory, start, compiled) = style.subplots(1, 4, width=3.6, height=3.4)
     counts = _of(results, "runs")[0]
     labels = [f"{low:,.0f} to {high:,.0f}" for low, high in pairwise(counts)]
     _bars(rate, labels, 1 / _run_seconds(results), "runs a second", "runs of the sweep")
@@ -253,30 +256,23 @@ def _growth(results: Results) -> Figure:
     depths = sorted(set(results["compiling"].frame["num_layers"]))
     times = np.stack([_compile(results, depth) for depth in depths], axis=1)
     _bars(compiled, [f"{depth:,}" for depth in depths], times, "seconds to compile the training", "layers")
-    plots.note(figure, f"mean and 95% interval of {len(both)} rounds; tiny networks, everything from plan to disk")
+    style.note(figure, f"mean and 95% interval of {len(both)} rounds; tiny networks, everything from plan to disk")
     return figure
 
 
 def _bars(axes: Any, labels: list[str], values: np.ndarray, ylabel: str, xlabel: str) -> None:
     places = np.arange(len(labels))
-    axes.bar(places, values.mean(axis=0), color=plots.COLORS[0], alpha=0.85)
+    axes.bar(places, values.mean(axis=0), color=style.COLORS[0], alpha=0.85)
     for place, column in zip(places, values.T, strict=True):
         if len(column) > 1:
-            interval = analysis.t_interval(column)
+            interval = statistics.t_interval(column)
             axes.plot([place, place], [interval.low, interval.high], color="black")
     axes.set_xticks(places, labels)
     axes.set(ylabel=ylabel, xlabel=xlabel)
     axes.set_ylim(bottom=0)
 
 
-EXPERIMENT = Experiment(
-    name="engine.growth",
-    version=1,
-    question="What does a run cost as the sweep grows, and how long is the way to the first step?",
-    sweeps=sweeps,
-    figures=figures,
-    claims=claims,
-)
+EXPERIMENT = Experiment("engine.growth", 1, __doc__, sweeps, (growth,), claims)
 
 if __name__ == "__main__":
     cli.main(EXPERIMENT)

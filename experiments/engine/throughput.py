@@ -32,15 +32,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dlexp import choices, cli, plots, xla
-from dlexp.claims import Claim, each, judge
+from dlexp import cli
 from dlexp.data import Dataset, Split, bundled, idx, mnist1d
 from dlexp.models import ConvLayer
+from dlexp.ops.choices import with_choices
 from dlexp.results import NotMeasuredError, Results, Table
+from dlexp.study import Claim, Effect, each, judge, style
 from dlexp.sweep import grid, tuning
 from dlexp.sweep.pace import Layout
 from dlexp.sweep.plan import Group
-from dlexp.types import Config, Experiment, Figures, Measurement, Sweep
+from dlexp.types import Config, Experiment, Measurement, Sweep
 from experiments.engine import _peers
 from experiments.engine._peers import PEERS, Rate, Workload
 from experiments.engine._timing import EVERY, Network
@@ -130,7 +131,7 @@ def ready(name: str) -> Ready:
         rates[who](0.05)
         seconds[who] = time.perf_counter() - began
     bench = tuning.Bench(plan, plan.groups[0], devices)
-    with choices.made({"convolution": "patches", "optimizer": xla.PASSES}):
+    with with_choices({"convolution": "patches", "optimizer": "passes"}):
         (counted,) = work.plan(0, 2, EVERY).groups
     flops = counted.flops - counted.evaluation_flops  # that of step 0
     return Ready(rates, bench, _explicit(group), flops / EVERY, seconds)
@@ -142,16 +143,16 @@ def _takes_part(who: str, name: str) -> bool:
     return "torch" not in who.lower() or (name != "tiny" and find_spec("torch") is not None)
 
 
-def layouts(name: str) -> Iterator[Layout]:
+def layouts_of(name: str) -> Iterator[Layout]:
     """Every layout from which the plan of a workload may choose; on a CPU without the slowest, wide convolutions.
 
     Convolutions take what else is open in the plan's way here; other ways are measured of the chosen layout alone.
     """
     platform = jax.local_devices()[0].platform
     (group,) = workload(name).plan(0, 1000, EVERY).groups
-    names = sorted(group.open)
+    names = sorted(group.choices)
     usual = dict(_explicit(group).choices)
-    for options in product(*(group.open[name] for name in names)):
+    for options in product(*(group.choices[name] for name in names)):
         way = tuple(zip(names, options, strict=True))
         lowering = dict(way).get("convolution")
         if lowering and dict(way) != usual | {"convolution": lowering}:
@@ -174,7 +175,7 @@ def rounds(config: Config, num_steps: int) -> Measurement:
         each = ready(name)
         who = list(each.rates)
         start = seed % len(who)
-        candidates = list(dict.fromkeys([*_other_ways(name, each.chosen), *layouts(name)]))
+        candidates = list(dict.fromkeys([*_other_ways(name, each.chosen), *layouts_of(name)]))
         measured: dict[str, Any] = {}
         for _ in range(TURNS):
             for key, rate in _turn(each, who[start:] + who[:start], candidates):
@@ -208,14 +209,14 @@ def _other_ways(name: str, layout: Layout) -> Iterator[Layout]:
     """The layout, and with each other option of what is open beside the lowering of convolutions."""
     yield layout
     (group,) = workload(name).plan(0, 1000, EVERY).groups
-    for choice in sorted(group.open.keys() - {"convolution"}):
-        for option in group.open[choice]:
+    for choice in sorted(group.choices.keys() - {"convolution"}):
+        for option in group.choices[choice]:
             yield layout._replace(choices=tuple(sorted((dict(layout.choices) | {choice: option}).items())))
 
 
 def _explicit(group: Group) -> Layout:
     """The group's layout with every choice said: what nobody chose is the first option."""
-    chosen = {name: options[0] for name, options in sorted(group.open.items())} | dict(group.layout.choices)
+    chosen = {name: options[0] for name, options in sorted(group.choices.items())} | dict(group.layout.choices)
     return group.layout._replace(choices=tuple(chosen.items()))
 
 
@@ -254,67 +255,74 @@ def sweeps(scale: str) -> dict[str, Sweep]:
     return declared | {MACHINE: Sweep(grid(config={"workload": (MACHINE,)}, seeds=seeds), machine_rates, num_steps=0)}
 
 
-def figures(results: Results) -> Figures:
-    """Steps a second of everyone; of the fastest layouts."""
-    return {"rates": lambda: _rates(results), "layouts": lambda: _layouts(results)}
-
-
 def claims(results: Results) -> list[Claim]:
     """What the project promises of its speed."""
     torch = "PyTorch, torch.func, https://docs.pytorch.org/docs/stable/func.html; the numbers are the project's aims"
     jaxs = "JAX, Automatic vectorization, https://docs.jax.dev/en/latest/automatic-vectorization.html; our own aims"
+    atlas = (
+        "Whaley and Dongarra, Automatically Tuned Linear Algebra Software, 1998, "
+        "https://doi.org/10.1109/SC.1998.10004; the number is ours"
+    )
     roofline = "Williams, Waterman and Patterson, Roofline, 2009, https://doi.org/10.1145/1498765.1498785"
     shares = {"mlp_small": 0.6, "mlp_large": 0.75, "cnn_8x8": 0.55}
     best_torch = {"mlp_small": 9.0, "cnn_8x8": 1.5, "cnn_28x28": 1.2}
+
+    def of(words: str, names: Iterable[str], measured: Callable[[str], np.ndarray]) -> Effect:
+        return Effect(words, each("{}", names, measured))
+
+    def engine_over(peer: str, words: str, names: Iterable[str] = TITLES) -> Effect:
+        return of(f"rate of the engine over that of {words}", names, lambda name: _ratio(results[name], peer))
+
+    bare = "the bare loop in the same layout and round (the engine's in parts of one sweep of about a minute)"
+    linen = "jit(vmap(scan)) with Linen's layers in the same round"
+    eager = "rate of the engine over the best of PyTorch eager on all cores and in a process a core, in the same round"
+    flops = (
+        "floating-point operations a second of the engine (convolutions as products of patches) over those of a large "
+        "product of matrices in the same round"
+    )
+    chosen = "rate of the chosen layout over the highest of the layouts, medians up to the round"
     return [
         judge(
             "The engine costs little: it is as fast as the programs it wraps, written by hand.",
-            source=jaxs,
-            rule="rate of the engine, parts of one sweep of about a minute, over that of the bare loop in the same "
-            "layout and round; at least 1 / 1.05",
-            effects=each("{}", TITLES, lambda name: _ratio(results[name], BARE)),
-            smallest=1 / 1.05,
+            jaxs,
+            engine_over(BARE, bare),
+            least=1 / 1.05,
         ),
         judge(
             "For images it is fifty times as fast as vmap over Linen's convolutions inside a scan.",
-            source=jaxs,
-            rule="rate of the engine over that of jit(vmap(scan)) with Linen's layers in the same round; at least 50",
-            effects=each("{}", IMAGES, lambda name: _ratio(results[name], "jit(vmap(scan)), Linen")),
-            smallest=50.0,
+            jaxs,
+            engine_over("jit(vmap(scan)), Linen", linen, IMAGES),
+            least=50.0,
         ),
         judge(
             "It is ahead of PyTorch eager at its best: nine times for small perceptrons, 1.2 and 1.5 for images.",
-            source=torch,
-            rule="rate of the engine over the best of PyTorch eager on all cores and in a process a core, in the same "
-            f"round, over the aim: {', '.join(f'{name} {aim:g}' for name, aim in best_torch.items())}; at least 1",
-            effects=each("{}", best_torch, lambda name: _over_torch(results[name]) / best_torch[name]),
-            smallest=1.0,
+            torch,
+            of(eager + _over(best_torch), best_torch, lambda name: _over_torch(results[name]) / best_torch[name]),
+            least=1.0,
         ),
         judge(
             "It is three and a half times as fast as PyTorch's vmapped ensembles.",
-            source=torch,
-            rule="rate of the engine over that of torch.func's vmap in the same round; at least 3.5",
-            effects=each("{}", TITLES, lambda name: _ratio(results[name], "torch.func vmap")),
-            smallest=3.5,
+            torch,
+            engine_over("torch.func vmap", "torch.func's vmap in the same round"),
+            least=3.5,
         ),
         judge(
             "It reaches most of the machine's rate of multiplying matrices.",
-            source=roofline,
-            rule="floating-point operations a second of the engine (convolutions as products of patches) over those of "
-            "a large product of matrices in the same round, over the aim: "
-            f"{', '.join(f'{name} {aim:g}' for name, aim in shares.items())}; at least 1",
-            effects=each("{}", shares, lambda name: _share(results[name], ENGINE) / shares[name]),
-            smallest=1.0,
+            roofline,
+            of(flops + _over(shares), shares, lambda name: _share(results[name], ENGINE) / shares[name]),
+            least=1.0,
         ),
         judge(
             "The plan chooses well: its layout is within a tenth of the best of all.",
-            source="Whaley and Dongarra, Automatically Tuned Linear Algebra Software, 1998, "
-            "https://doi.org/10.1109/SC.1998.10004; the number is ours",
-            rule="rate of the chosen layout over the highest of the layouts, medians up to the round; at least 0.9",
-            effects=each("{}", TITLES, lambda name: _choice(results[name])),
-            smallest=0.9,
+            atlas,
+            of(chosen, TITLES, lambda name: _choice(results[name])),
+            least=0.9,
         ),
     ]
+
+
+def _over(aims: Mapping[str, float]) -> str:
+    return f", over the aim: {', '.join(f'{name} {aim:g}' for name, aim in aims.items())}"
 
 
 def _of(table: Table, who: str) -> np.ndarray:
@@ -355,19 +363,20 @@ def _panels(results: Results, height: float = 3.4) -> tuple[Figure, Iterator[tup
     if not names:
         raise NotMeasuredError("no workload was timed")
     num_columns = min(len(names), 2)
-    figure, panels = plots.subplots(-(-len(names) // num_columns), num_columns, width=6.6, height=height)
+    figure, panels = style.subplots(-(-len(names) // num_columns), num_columns, width=6.6, height=height)
     for axes, name in zip(np.ravel(panels), names, strict=False):
         axes.set(title=TITLES.get(name, name), xlabel="steps of runs a second")
-    plots.note(figure, _machine_text(results))
+    style.note(figure, _machine_text(results))
     return figure, zip(np.ravel(panels), names, strict=False)
 
 
 def _bar(axes: Axes, place: int, rates: np.ndarray, is_ours: bool) -> None:
-    axes.barh(-place, np.median(rates), color=plots.COLORS[0 if is_ours else 1], alpha=0.85)
+    axes.barh(-place, np.median(rates), color=style.COLORS[0 if is_ours else 1], alpha=0.85)
     axes.plot(rates, [-place] * len(rates), ".", color="black", markersize=3)
 
 
-def _rates(results: Results) -> Figure:
+def rates(results: Results) -> Figure:
+    """Draws the steps a second of everyone."""
     figure, panels = _panels(results)
     for axes, name in panels:
         table = results[name]
@@ -384,7 +393,8 @@ def _rates(results: Results) -> Figure:
     return figure
 
 
-def _layouts(results: Results) -> Figure:
+def layouts(results: Results) -> Figure:
+    """Draws the steps a second of the fastest layouts."""
     figure, panels = _panels(results, height=4.4)
     for axes, name in panels:
         rates, chosen = _layout_rates(results[name])
@@ -416,12 +426,15 @@ def _machine_text(results: Results) -> str:
 
 
 EXPERIMENT = Experiment(
-    name="engine.throughput",
-    version=4,
-    question="How many small networks are trained in a second, by this engine and by its peers?",
-    sweeps=sweeps,
-    figures=figures,
-    claims=claims,
+    "engine.throughput",
+    4,
+    __doc__,
+    sweeps,
+    (
+        rates,
+        layouts,
+    ),
+    claims,
 )
 
 if __name__ == "__main__":

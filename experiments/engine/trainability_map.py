@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from dlexp import analysis, cli, plots
-from dlexp.claims import Claim, judge
+from dlexp import cli
 from dlexp.results import NotMeasuredError, Results, Table
+from dlexp.study import Claim, Effect, judge, statistics, style
 from dlexp.sweep import geomspace, grid
-from dlexp.types import Config, Experiment, Figures, Hyper, Key, Learner, Metrics, PyTree, Range, Sweep
+from dlexp.types import Config, Experiment, Hyper, Key, Learner, Metrics, PyTree, Range, Sweep
 
 WIDTH, NUM_EXAMPLES = 16, 32
 RATE = Range(0.0, open_low=True)
@@ -70,30 +70,29 @@ def sweeps(scale: str) -> dict[str, Sweep]:
     }
 
 
-def figures(results: Results) -> Figures:
-    """The map; how the number of boxes that meet the boundary grows."""
-    return {"map": lambda: _map(results["map"]), "box_counting": lambda: _box_counting(results)}
-
-
 def claims(results: Results) -> list[Claim]:
     """Whether there is one limit, and how rough it is."""
     table = results["seeds"]
     return [
         judge(
             "The boundary between converging and diverging training is a fractal.",
-            source="Sohl-Dickstein, The boundary of neural network trainability is fractal, 2024, "
+            "Sohl-Dickstein, The boundary of neural network trainability is fractal, 2024, "
             "https://arxiv.org/abs/2402.06184",
-            rule="box-counting dimension of the boundary minus 1, that of a smooth curve; at least 0.05, since "
-            "circles and lines drawn as coarsely come out at 0.85 to 1.05",
-            effects={"eight seeds": lambda: np.array([dimension(_boundary(each)) for each in _maps(table)]) - 1},
-            smallest=0.05,
+            Effect(
+                "box-counting dimension of the boundary minus 1, that of a smooth curve; at least 0.05, since "
+                "circles and lines drawn as coarsely come out at 0.85 to 1.05",
+                {"eight seeds": lambda: np.array([dimension(_boundary(each)) for each in _maps(table)]) - 1},
+            ),
+            most=0.55,
         ),
         judge(
             "There is one rate that is too high.",
-            source='text 002, "Deep Learning Intro", Training Dynamics',
-            rule="half a decade minus the range over the inner rates of the lowest outer rate that diverges, in "
-            "decades, where there is one; more than 0",
-            effects={"eight seeds": lambda: 0.5 - np.array([_range(each) for each in _maps(table)])},
+            'text 002, "Deep Learning Intro", Training Dynamics',
+            Effect(
+                "range over the inner rates of the lowest outer rate that diverges, in decades, where there is one",
+                {"eight seeds": lambda: np.array([_range(each) for each in _maps(table)])},
+            ),
+            most=0.5,
         ),
     ]
 
@@ -155,8 +154,10 @@ def _range(table: Table) -> float:
     return float(np.ptp(lowest)) if len(lowest) else 0.0
 
 
-def _map(table: Table) -> Figure:
-    figure, axes = plots.subplots(width=8.2, height=7.4)
+def map(results: Results) -> Figure:
+    """Draws which rates converge and diverge, and how fast."""
+    table = results["map"]
+    figure, axes = style.subplots(width=8.2, height=7.4)
     runs, first = _first(table), int(table.frame["seed"].min())
     diverged = _diverged(runs)
     steps = runs.frame["nonfinite_at"].to_numpy(float)
@@ -170,7 +171,7 @@ def _map(table: Table) -> Figure:
     axes.set(xlabel="log10 of the inner layer's learning rate", ylabel="log10 of the outer layer's learning rate")
     axes.set(title=f"{len(runs):,} networks: blue converge, red diverge")
     axes.grid(False)
-    plots.note(figure, f"seed {first}, {table.num_steps} steps; darker blue: lower loss; darker red: it lasted longer")
+    style.note(figure, f"seed {first}, {table.num_steps} steps; darker blue: lower loss; darker red: it lasted longer")
     return figure
 
 
@@ -184,36 +185,40 @@ def _ranks(values: np.ndarray, where: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def _box_counting(results: Results) -> Figure:
-    figure, axes = plots.subplots(width=6.4, height=4.4)
+def box_counting(results: Results) -> Figure:
+    """Draws how the number of boxes that meet the boundary grows."""
+    figure, axes = style.subplots(width=6.4, height=4.4)
     maps = _maps(results["seeds"])
     counted = [boxes(_boundary(each)) for each in maps]
     dimensions = np.array([dimension(_boundary(each)) for each in maps])
-    mean, low, high = analysis.t_interval(dimensions)
+    mean, low, high = statistics.t_interval(dimensions)
     label = f"{len(maps)} seeds, dimension {mean:.2f} [{low:.2f}, {high:.2f}]"
     values = np.array([counts for _, counts in counted], float)
-    plots.band(axes, counted[0][0], values, label=label, color=plots.COLORS[0], log=True, marker="o")
+    style.band(axes, counted[0][0], values, label=label, color=style.COLORS[0], log=True, marker="o")
     edge = _boundary(_first(results["map"]))
     sizes, counts = boxes(edge)
     name = f"the map, dimension {dimension(edge):.2f}"
-    axes.plot(sizes, counts, "o-", color=plots.COLORS[1], label=name)
-    plots.theory_line(axes, sizes, counts[0] * sizes[0] / sizes, "a smooth curve: dimension 1")
+    axes.plot(sizes, counts, "o-", color=style.COLORS[1], label=name)
+    style.theory_line(axes, sizes, counts[0] * sizes[0] / sizes, "a smooth curve: dimension 1")
     axes.set(xscale="log", yscale="log", xlabel="size of the boxes, pixels", ylabel="boxes on the boundary")
     axes.set(title="How rough is the boundary?")
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
     axes.legend()
-    plots.note(figure, plots.counts([results["seeds"]], failed_as="diverged"))
+    style.note(figure, style.counts([results["seeds"]], failed_as="diverged"))
     return figure
 
 
 EXPERIMENT = Experiment(
-    name="engine.trainability_map",
-    version=1,
-    question="Where is the boundary between learning rates that train and rates that diverge?",
-    sweeps=sweeps,
-    figures=figures,
-    claims=claims,
+    "engine.trainability_map",
+    1,
+    __doc__,
+    sweeps,
+    (
+        map,
+        box_counting,
+    ),
+    claims,
 )
 
 if __name__ == "__main__":

@@ -18,12 +18,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from dlexp.claims import Claim, each, judge
 from matplotlib.figure import Figure
 
-from dlexp import analysis, cli, learner, losses, models, optim, plots
-from dlexp.claims import Claim, each, judge
+from dlexp import analysis, cli, learners, losses, models, optim, plots
 from dlexp.data import bundled
-from dlexp.propagation import propagation
+from dlexp.learners.propagation import propagation
 from dlexp.results import Results, Table
 from dlexp.sweep import grid
 from dlexp.theory import mean_field
@@ -74,7 +74,7 @@ def network(config: Config, num_steps: int) -> Learner:
     """20 layers of width 64 on digits."""
     model = models.mlp(width=64, num_layers=20, num_outputs=10, **REMEDIES[config["remedy"]])
     data = bundled.load("digits")
-    return learner.supervised(model, losses.softmax_cross_entropy, optim.momentum(), data, batch_size=64)
+    return learners.supervised(model, losses.softmax_cross_entropy, optim.momentum(), data, batch_size=64)
 
 
 def sweeps(scale: str) -> dict[str, Sweep]:

@@ -18,10 +18,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from dlexp.claims import Claim, each, judge
 from matplotlib.figure import Figure
 
-from dlexp import analysis, cli, learner, losses, models, optim, plots
-from dlexp.claims import Claim, each, judge
+from dlexp import analysis, cli, learners, losses, models, optim, plots
 from dlexp.data import mnist1d
 from dlexp.results import Results, Table
 from dlexp.sweep import geomspace, grid
@@ -47,7 +47,7 @@ def network(config: Config, num_steps: int) -> Learner:
     """The MNIST-1D authors' perceptron, 40-100-100-10 with a residual layer."""
     model = models.mlp(width=100, num_layers=3, num_outputs=10, residual=True)
     tx = OPTIMIZERS[config["algorithm"]]
-    return learner.supervised(model, losses.softmax_cross_entropy, tx, mnist1d.load(), batch_size=100)
+    return learners.supervised(model, losses.softmax_cross_entropy, tx, mnist1d.load(), batch_size=100)
 
 
 def constant_gradient(config: Config, num_steps: int) -> Learner:

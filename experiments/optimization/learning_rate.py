@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pandas as pd
+from dlexp.claims import Claim, each, judge
 from matplotlib.figure import Figure
 
-from dlexp import analysis, api, cli, learner, losses, models, optim, plots
-from dlexp.claims import Claim, each, judge
+from dlexp import analysis, api, cli, learners, losses, models, optim, plots
 from dlexp.data import Dataset, mnist1d, splits
 from dlexp.results import Results, ResultsError, Table, folders, load
 from dlexp.sweep import geomspace, grid
@@ -43,7 +43,7 @@ POWER_STEPS = 40
 def network(config: Config, num_steps: int) -> Learner:
     """40-100-100-10 on MNIST-1D, trained by SGD."""
     model = models.mlp(width=100, num_layers=3, num_outputs=10, normalization=config["normalization"])
-    return learner.supervised(model, losses.softmax_cross_entropy, optim.sgd(), mnist1d.load(), batch_size=100)
+    return learners.supervised(model, losses.softmax_cross_entropy, optim.sgd(), mnist1d.load(), batch_size=100)
 
 
 def quadratic(config: Config, num_steps: int) -> Learner:
@@ -54,16 +54,16 @@ def quadratic(config: Config, num_steps: int) -> Learner:
     def loss(weights: jax.Array, curvatures: jax.Array) -> jax.Array:
         return 0.5 * jnp.sum(curvatures * weights**2)
 
-    def init(key: Key, hyper: Hyper, data: PyTree) -> learner.State:
+    def init(key: Key, hyper: Hyper, data: PyTree) -> learners.State:
         weights = jax.random.uniform(key, data.shape, minval=0.5, maxval=1.5)
-        return learner.State(weights, {}, tx.make_tx(hyper).init(weights))
+        return learners.State(weights, {}, tx.make_tx(hyper).init(weights))
 
-    def update(key: Key, hyper: Hyper, data: PyTree, state: learner.State) -> tuple[learner.State, Metrics]:
+    def update(key: Key, hyper: Hyper, data: PyTree, state: learners.State) -> tuple[learners.State, Metrics]:
         value, grads = jax.value_and_grad(loss)(state.params, data)
         updates, opt_state = tx.make_tx(hyper).update(grads, state.opt_state, state.params)
-        return learner.State(optax.apply_updates(state.params, updates), {}, opt_state), {"batch/loss": value}
+        return learners.State(optax.apply_updates(state.params, updates), {}, opt_state), {"batch/loss": value}
 
-    def evaluate(key: Key, hyper: Hyper, data: PyTree, state: learner.State) -> Metrics:
+    def evaluate(key: Key, hyper: Hyper, data: PyTree, state: learners.State) -> Metrics:
         return {"train/loss": loss(state.params, data)}
 
     return Learner(CURVATURES.astype(np.float32), tx.hyper, init, update, evaluate)
@@ -73,9 +73,9 @@ def full_batch(config: Config, num_steps: int) -> Learner:
     """40-32-32-10 tanh layers on 200 examples at once, squared error; also measures the sharpest curvature."""
     model = models.mlp(width=32, num_layers=3, num_outputs=10, activation="tanh", initializer="lecun")
     data = Dataset(splits.with_first(mnist1d.load(), 200).train)
-    plain = learner.supervised(model, _summed_error, optim.momentum(), data, batch_size=None)
+    plain = learners.supervised(model, _summed_error, optim.momentum(), data, batch_size=None)
 
-    def evaluate(key: Key, hyper: Hyper, data: Dataset, state: learner.State) -> Metrics:
+    def evaluate(key: Key, hyper: Hyper, data: Dataset, state: learners.State) -> Metrics:
         def loss(params: PyTree) -> jax.Array:
             variables = {"params": params, **state.rest}
             outputs, _ = model.apply(variables, hyper, data.train.inputs, key=key, train=False)

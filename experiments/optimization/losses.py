@@ -21,10 +21,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from dlexp.claims import Claim, each, judge
 from matplotlib.figure import Figure
 
-from dlexp import analysis, cli, learner, losses, models, optim, plots
-from dlexp.claims import Claim, each, judge
+from dlexp import analysis, cli, learners, losses, models, optim, plots
 from dlexp.data import mnist1d
 from dlexp.results import Results, Table
 from dlexp.sweep import grid
@@ -48,7 +48,7 @@ def classifier(config: Config, num_steps: int) -> Learner:
     """A perceptron of width 100 on MNIST-1D, trained by Adam on one of the losses."""
     model = models.mlp(width=100, num_layers=config["num_layers"], num_outputs=10)
     loss = CLASSIFIERS[config["loss"]][1]
-    return learner.supervised(model, loss, optim.adam(), mnist1d.load(), batch_size=100)
+    return learners.supervised(model, loss, optim.adam(), mnist1d.load(), batch_size=100)
 
 
 def neuron(config: Config, num_steps: int) -> Learner:

@@ -21,10 +21,10 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+from dlexp.claims import Claim, each, judge
 from matplotlib.figure import Figure
 
-from dlexp import analysis, cli, learner, losses, models, optim, plots
-from dlexp.claims import Claim, each, judge
+from dlexp import analysis, cli, learners, losses, models, optim, plots
 from dlexp.data import Dataset, mnist1d, splits
 from dlexp.results import NotMeasuredError, Results, Table
 from dlexp.sweep import grid
@@ -48,7 +48,7 @@ def network(config: Config, num_steps: int) -> Learner:
     """40-width-10, trained by Adam on the 200 examples, at the best of three rates by validation."""
     model = models.mlp(width=config["width"], num_layers=2, num_outputs=10)
     data = noisy(config["noise"])
-    return learner.supervised(model, losses.softmax_cross_entropy, optim.adam(), data, batch_size=50)
+    return learners.supervised(model, losses.softmax_cross_entropy, optim.adam(), data, batch_size=50)
 
 
 def least_squares(config: Config, num_steps: int) -> Learner:

@@ -16,23 +16,33 @@ better one by validation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import product
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from matplotlib.figure import Figure
 
-from dlexp import analysis, cli, learner, losses, models, optim, plots
-from dlexp.claims import Claim, each, judge
+from dlexp import cli, learners, losses, models, optim
 from dlexp.data import Dataset, mnist1d
-from dlexp.results import Results, Table
+from dlexp.results import Results
+from dlexp.study import (
+    FRESH_SEEDS,
+    Among,
+    Claim,
+    Effect,
+    at_best,
+    by,
+    inside_minus_outside,
+    judge,
+    lines,
+    side_by_side,
+    text,
+    train_minus_test,
+)
 from dlexp.sweep import grid
-from dlexp.types import Config, Experiment, Figures, Hyper, Key, Learner, Metrics, PyTree, Sweep
+from dlexp.types import Config, Experiment, Hyper, Key, Learner, Metrics, PyTree, Sweep
 
-CHANCE = 0.1
 RATES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8)
 LESSON_RATES = (0.2, 0.5)
 LESIONS = {"kept": 1.0, "doubled": 2.0}  # what becomes of the units that are not cut out
@@ -43,11 +53,11 @@ def network(config: Config, num_steps: int) -> Learner:
     """40-100-100-10 on MNIST-1D with dropout after both hidden layers; also measured with what it should not do."""
     shape: dict[str, Any] = {"width": 100, "num_layers": 3, "num_outputs": 10}
     model, unscaled = models.mlp(**shape, dropout=config["convention"]), models.mlp(**shape)
-    plain = learner.supervised(
+    plain = learners.supervised(
         model, losses.softmax_cross_entropy, optim.adam(), mnist1d.load(), batch_size=100, sweep_num_train=True
     )
 
-    def evaluate(key: Key, hyper: Hyper, data: Dataset, state: learner.State) -> Metrics:
+    def evaluate(key: Key, hyper: Hyper, data: Dataset, state: learners.State) -> Metrics:
         assert data.test is not None
         variables, (inputs, labels) = {"params": state.params}, data.test
         neither, _ = unscaled.apply(variables, hyper, inputs, key=key, train=False)
@@ -76,182 +86,92 @@ def without_half(params: PyTree, key: Key, factor: float) -> PyTree:
     }
 
 
-def sweeps(scale: str) -> dict[str, Sweep]:
+def sweeps() -> dict[str, Sweep]:
     """Rate x training size x learning rate; the convention that scales at inference."""
-    seeds = {"smoke": range(2), "cpu": range(16, 24), "gpu": range(16, 80)}[scale]  # rules were tried on 0 to 15
-    rates = {"smoke": (0.0, 0.5), "cpu": RATES, "gpu": sorted({*RATES, *np.round(np.linspace(0.05, 0.9, 18), 2)})}[
-        scale
-    ]
-    sizes = {"smoke": (250,), "cpu": SIZES, "gpu": (*SIZES, 500, 2000)}[scale]
-    swept = {"dropout_rate": rates, "num_train": sizes, "learning_rate": (0.003, 0.01)}
-    at_inference = {**swept, "num_train": (1000,)}
-    num_steps = 20 if scale == "smoke" else 1000
-    inverted = grid(config={"convention": ("inverted",)}, hyper=swept, seeds=seeds)
-    classic = grid(config={"convention": ("classic",)}, hyper=at_inference, seeds=seeds)
+    swept = {"dropout_rate": RATES, "num_train": SIZES, "learning_rate": (0.003, 0.01)}
+    inverted = grid(config={"convention": ("inverted",)}, hyper=swept, seeds=FRESH_SEEDS)
+    classic = grid(config={"convention": ("classic",)}, hyper={**swept, "num_train": (1000,)}, seeds=FRESH_SEEDS)
     return {
-        "rates": Sweep(inverted, network, num_steps, num_evals=4),
-        "classic": Sweep(classic, network, num_steps, num_evals=4),
+        "rates": Sweep(inverted, network, num_steps=1000, num_evals=4),
+        "classic": Sweep(classic, network, num_steps=1000, num_evals=4),
     }
 
 
-def figures(results: Results) -> Figures:
-    """Accuracy and gap over the rate; what a missing scale does; networks without half of their units."""
-    return {
-        "accuracy_by_rate": lambda: _accuracy_by_rate(results["rates"]),
-        "scaling_and_lesion": lambda: _scaling_and_lesion(results),
-    }
+def accuracy_by_rate(results: Results) -> Figure:
+    """Accuracy and overfitting over the rate of dropout, by training size."""
+    look = {"hue": by("num_train", SIZES, "{} training examples"), "span": {"the lesson's 0.2 to 0.5": LESSON_RATES}}
+    draw = partial(lines, results, "rates", x="dropout_rate", xlabel="dropout rate p", **look)
+    return side_by_side(
+        draw(at_best("test/accuracy"), ylim=(0, 0.8), title="On new data"),
+        draw(train_minus_test(), ylabel="training minus test accuracy", ylim=(0, None), title="Overfitting"),
+    )
+
+
+def scaling_and_lesion(results: Results) -> Figure:
+    """What a missing scale does; networks without half of their units."""
+    draw = partial(lines, results, x="dropout_rate", fixed={"num_train": 1000}, xlabel="dropout rate p")
+    rules = {"scaled by 1 - p at inference": at_best("test/loss"), "scaled nowhere": at_best("unscaled/loss")}
+    theory = {"theory: 1 / (1 - p)^2": lambda rates: (1 - rates) ** -2}
+    cut = {"all units": "test/accuracy", "half of them, doubled": "lesion/doubled", "half of them": "lesion/kept"}
+    ratio = {"ylabel": "size of the logits, unscaled / scaled", "title": "Too large by this factor", "yscale": "log"}
+    units = {"ylabel": "test accuracy", "title": "Units cut out, 1000 examples", "ylim": (0, 0.8)}
+    return side_by_side(
+        draw("classic", rules, ylabel="test loss (nats)", ylim=(0, 10), title="The same weights, two rules"),
+        draw("classic", {"measured": at_best("unscaled/ratio")}, theory=theory, first_color=1, **ratio),
+        draw("rates", {name: at_best(metric, failed=0.1) for name, metric in cut.items()}, first_color=2, **units),
+        width=4.7,
+        height=4.0,
+    )
 
 
 def claims(results: Results) -> list[Claim]:
     """What the lesson says of dropout."""
-    capacity = 'text 002, "Deep Learning Intro", Model Capacity and Regularization'
-    units = 'text 004, "ML Deep Learning Introduction", Dropout Regularization'
-    table, classic = results["rates"], results["classic"]
+    capacity, units = text("002", "Model Capacity and Regularization"), text("004", "Dropout Regularization")
+    at = {"num_train": {size: f"{size} examples" for size in SIZES}}
+    gap = partial(train_minus_test(), results, "rates", **at)
+    best = partial(at_best("test/accuracy", over=("dropout_rate", "learning_rate")), results, "rates", **at)
+    typical = inside_minus_outside("dropout_rate", *LESSON_RATES)(results, "rates", **at)
+    less_gap = gap(dropout_rate=0.0) - gap(dropout_rate=0.5)
+    better = best(dropout_rate=Among(RATES[1:])) - best(dropout_rate=0.0)
+    stands = _after_lesion(results, "kept") | _after_lesion(results, "doubled")
     return [
-        judge(
-            "Dropout prevents overfitting.",
-            source='text 000, "Deep Learning Basics", Key Takeaways',
-            rule="training minus test accuracy without dropout minus with 0.5, each at its own best learning rate by "
-            "validation, paired by seed; at least 0.05",
-            effects=each("{} examples", SIZES, lambda size: _gap(table, size, 0.0) - _gap(table, size, 0.5)),
-            smallest=0.05,
-        ),
-        judge(
-            "Dropout makes the network better on new data.",
-            source=units,
-            rule="test accuracy at the best rate of dropout above 0 minus without, all chosen on validation, paired by "
-            "seed; at least one point (0.01)",
-            effects=each(
-                "{} examples",
-                SIZES,
-                lambda size: _best(table, size, lambda p: p > 0) - _best(table, size, lambda p: p == 0),
-            ),
-            smallest=0.01,
-        ),
-        judge(
-            "The good rates are those from 0.2 to 0.5.",
-            source=capacity,
-            rule="test accuracy at the best rate from 0.2 to 0.5 minus at the best one outside, no dropout included, "
-            "all chosen on validation, paired by seed; not lower by half a point (-0.005)",
-            effects=each(
-                "{} examples",
-                SIZES,
-                lambda size: _best(table, size, _typical) - _best(table, size, lambda p: not _typical(p)),
-            ),
-            smallest=-0.005,
-        ),
+        judge("Dropout prevents overfitting.", text("000", "Key Takeaways"), less_gap, least=0.05),
+        judge("Dropout makes the network better on new data.", units, better, least=0.01),
+        judge("The good rates are those from 0.2 to 0.5.", capacity, typical, least=-0.005),
         judge(
             "All units can be active at inference, unscaled, if training scaled nothing either.",
-            source=f"{units}, at test time",
-            rule="0.05 nats minus the test loss without any scaling minus with 1 - p at inference, same weights, 1000 "
-            "examples; more than 0",
-            effects=each("p = {}", (0.2, 0.5, 0.8), lambda rate: 0.05 - _harm(classic, rate)),
+            f"{units}, at test time",
+            _harm(results),
+            most=0.05,
         ),
         judge(
             "Dropout makes units that do not depend on one another: the network stands the loss of half of them.",
-            source=units,
-            rule="test accuracy after a random half of the hidden units, the same for both, is cut out and the others "
-            "stay as they are or are doubled, trained with dropout 0.5 minus without, each at its own best learning "
-            "rate by validation, paired by seed; at least 0.1",
-            effects=each(
-                "{} examples, the others {}",
-                product(SIZES, LESIONS),
-                lambda size, way: _at(table, f"lesion/{way}", size, 0.5) - _at(table, f"lesion/{way}", size, 0.0),
-            ),
-            smallest=0.1,
+            units,
+            stands,
+            least=0.1,
         ),
     ]
 
 
-def _at(table: Table, metric: str, size: int, rate: float) -> np.ndarray:
-    """A metric `[seed]` at the best learning rate of one size and rate of dropout."""
-    runs = table.select(num_train=size, dropout_rate=rate)
-    failed = float(np.log(10)) if metric.endswith("loss") else CHANCE
-    return analysis.at_best(runs, "learning_rate", metric, failed=failed)
+def _harm(results: Results) -> Effect:
+    """What the loss gains where nothing is scaled."""
+    rates = {rate: f"p = {rate}" for rate in (0.2, 0.5, 0.8)}
+    neither = at_best("unscaled/loss").with_words("test loss in nats of networks scaled nowhere")
+    words = "of the same weights scaled by 1 - p at inference, at their best learning rate (1000 examples)"
+    scaled = at_best("test/loss").with_words(words)
+    return neither(results, "classic", dropout_rate=rates) - scaled(results, "classic", dropout_rate=rates)
 
 
-def _gap(table: Table, size: int, rate: float) -> np.ndarray:
-    return _at(table, "train/accuracy", size, rate) - _at(table, "test/accuracy", size, rate)
+def _after_lesion(results: Results, way: str) -> Effect:
+    """What dropout adds to the accuracy of networks without half of their units, the others kept or doubled."""
+    words = "test accuracy after a random half of the hidden units, the same for both, is cut out and the others stay "
+    words += "as they are or are doubled, at the best learning rate by validation"
+    examples = {size: f"{size} examples, the others {way}" for size in SIZES}
+    accuracy = partial(at_best(f"lesion/{way}", failed=0.1).with_words(words), results, "rates", num_train=examples)
+    return accuracy(dropout_rate=0.5) - accuracy(dropout_rate=0.0)
 
 
-def _best(table: Table, size: int, wanted: Callable[[float], bool]) -> np.ndarray:
-    """Test accuracy `[seed]` at the wanted rate of dropout that is best on validation."""
-    rates = [rate for rate in np.unique(table.frame["dropout_rate"]) if wanted(rate)]
-    runs = table.select(num_train=size, dropout_rate=rates)
-    return analysis.at_best(runs, ["dropout_rate", "learning_rate"], "test/accuracy", failed=CHANCE)
-
-
-def _typical(rate: float) -> bool:
-    return LESSON_RATES[0] - 1e-9 <= rate <= LESSON_RATES[1] + 1e-9
-
-
-def _harm(table: Table, rate: float) -> np.ndarray:
-    return _at(table, "unscaled/loss", 1000, rate) - _at(table, "test/loss", 1000, rate)
-
-
-def _over_rates(table: Table, metric: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-    rates = np.unique(table.frame["dropout_rate"])
-    return rates, np.array([_at(table, metric, size, rate) for rate in rates]).T
-
-
-def _accuracy_by_rate(table: Table) -> Figure:
-    figure, (left, right) = plots.subplots(1, 2, width=5.6, height=4.2)
-    sizes = [size for size in SIZES if size in set(table.frame["num_train"])]
-    for color, size in zip(plots.COLORS, sizes, strict=False):
-        rates, test = _over_rates(table, "test/accuracy", size)
-        _, train = _over_rates(table, "train/accuracy", size)
-        label = f"{size} training examples"
-        plots.band(left, rates, test, label=label, color=color, marker="o")
-        plots.band(right, rates, train - test, label=label, color=color, marker="o")
-    for axes in (left, right):
-        axes.axvspan(
-            *LESSON_RATES, color=plots.LESSON, alpha=0.35, linewidth=0, zorder=0, label="the lesson's 0.2 to 0.5"
-        )
-        axes.set(xlabel="dropout rate p")
-    left.set(ylabel="test accuracy", ylim=(0, 0.8), title="On new data")
-    right.set(ylabel="training minus test accuracy", ylim=(0, None), title="Overfitting")
-    plots.legend_below(figure, left, plots.counts([table], failed_as="chance, one class of ten"))
-    return figure
-
-
-def _scaling_and_lesion(results: Results) -> Figure:
-    figure, (left, middle, right) = plots.subplots(1, 3, width=4.7, height=4.0)
-    table, size = results["classic"], 1000
-    for color, (metric, label) in zip(
-        plots.COLORS, (("test/loss", "scaled by 1 - p at inference"), ("unscaled/loss", "scaled nowhere")), strict=False
-    ):
-        plots.band(left, *_over_rates(table, metric, size), label=label, color=color, marker="o")
-    left.set(xlabel="dropout rate p", ylabel="test loss (nats)", ylim=(0, 10), title="The same weights, two rules")
-    left.legend()
-    rates, ratio = _over_rates(table, "unscaled/ratio", size)
-    plots.band(middle, rates, ratio, label="measured", color=plots.COLORS[1], marker="o")
-    plots.theory_line(middle, rates, (1 - rates) ** -2, "theory: 1 / (1 - p)^2")
-    middle.set(yscale="log", xlabel="dropout rate p", ylabel="size of the logits, unscaled / scaled")
-    middle.set(title="Too large by this factor")
-    middle.legend()
-    trained = results["rates"]
-    size = size if size in set(trained.frame["num_train"]) else int(trained.frame["num_train"].min())
-    for color, (metric, label) in zip(
-        plots.COLORS[2:],
-        (("test/accuracy", "all units"), ("lesion/doubled", "half of them, doubled"), ("lesion/kept", "half of them")),
-        strict=False,
-    ):
-        plots.band(right, *_over_rates(trained, metric, size), label=label, color=color, marker="o")
-    right.set(xlabel="dropout rate p in training", ylabel="test accuracy", ylim=(0, 0.8))
-    right.set(title=f"Units cut out, {size} examples")
-    right.legend()
-    plots.note(figure, plots.counts(results.values(), failed_as="chance, one class of ten"))
-    return figure
-
-
-EXPERIMENT = Experiment(
-    name="regularization.dropout",
-    version=1,
-    question="Does dropout prevent overfitting, at which rate, with how much data, and what if neither side is scaled?",
-    sweeps=sweeps,
-    figures=figures,
-    claims=claims,
-)
+EXPERIMENT = Experiment("regularization.dropout", 1, __doc__, sweeps, (accuracy_by_rate, scaling_and_lesion), claims)
 
 if __name__ == "__main__":
     cli.main(EXPERIMENT)

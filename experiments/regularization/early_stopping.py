@@ -22,10 +22,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from dlexp.claims import Claim, each, judge
 from matplotlib.figure import Figure
 
-from dlexp import analysis, cli, learner, losses, models, optim, plots
-from dlexp.claims import Claim, each, judge
+from dlexp import analysis, cli, learners, losses, models, optim, plots
 from dlexp.data import Dataset, mnist1d, splits
 from dlexp.results import Results, Table
 from dlexp.sweep import grid
@@ -50,7 +50,7 @@ def network(config: Config, num_steps: int) -> Learner:
     """40-100-100-10, trained by AdamW; with dropout where the grid sweeps it."""
     model = models.mlp(width=100, num_layers=3, num_outputs=10, dropout=config["dropout"])
     data = noisy(config["noise"])
-    return learner.supervised(model, losses.softmax_cross_entropy, optim.adamw(), data, batch_size=100)
+    return learners.supervised(model, losses.softmax_cross_entropy, optim.adamw(), data, batch_size=100)
 
 
 class _Fit(NamedTuple):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlexp.choices import check_choice
+from dlexp.checks import check_choice
 from dlexp.models import initializers, layers
 from dlexp.types import Hyper, Key, Learner, Metrics, Range
 

@@ -15,9 +15,9 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dlexp import analysis
 from dlexp.results import files
 from dlexp.results.table import Table
+from dlexp.study import statistics
 
 # Okabe and Ito, "Color Universal Design", 2008: told apart by every kind of colour vision.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -79,7 +79,7 @@ def band(
       linestyle: of the line.
     """
     filled = np.where(np.isfinite(values), values, failed)
-    intervals = [analysis.t_interval(np.log(column) if log else column) for column in filled.T]
+    intervals = [statistics.t_interval(np.log(column) if log else column) for column in filled.T]
     mean, low, high = (np.exp(each) if log else np.array(each) for each in zip(*intervals, strict=True))
     axes.plot(x, mean, color=color, label=label, marker=marker, markersize=3.5, linestyle=linestyle)
     axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
@@ -89,7 +89,7 @@ def points_band(
     axes: Axes, table: Table, metric: str, *, over: str, label: str, color: str, failed: float = np.nan
 ) -> None:
     """Draws a metric's last value over an axis: mean over seeds, 95% band, a cross where every seed failed."""
-    values = analysis.by_seed(table, metric, over, failed=failed)
+    values = statistics.by_seed(table, metric, over, failed=failed)
     x = values.columns.to_numpy(float)
     band(axes, x, values.to_numpy(), label=label, color=color, marker="o")
     lost = (table.frame["status"] != "ok").groupby(table.frame[over]).all().to_numpy()
@@ -109,7 +109,7 @@ def interval_points(
       color: of points and bars.
       horizontal: whether the values lie along the x axis and the positions along the y axis.
     """
-    mean, low, high = np.array([analysis.t_interval(column) for column in np.asarray(values).T]).T
+    mean, low, high = np.array([statistics.t_interval(column) for column in np.asarray(values).T]).T
     errors = np.array([mean - low, high - mean])
     if horizontal:
         axes.errorbar(mean, x, xerr=errors, fmt="o", color=color, label=label)
@@ -117,36 +117,34 @@ def interval_points(
         axes.errorbar(x, mean, errors, fmt="o", color=color, label=label)
 
 
-def curve_at_best(
-    axes: Axes, table: Table, metric: str, *, label: str, color: str, over: str = "learning_rate", **options: Any
-) -> float:
-    """Draws a metric over the steps at the best value of an axis, chosen as in `analysis.chosen`; returns that value.
-
-    Args:
-      axes: where.
-      table: runs that differ in `over` and the seed alone.
-      metric: its name.
-      label: may name the value: `{:g}`.
-      color: of line and band.
-      over: the axis.
-      options: as in `band`.
-    """
-    best = analysis.chosen(table, over)
-    runs, value = table.select(**best), best[over]
-    band(axes, runs.steps(metric), runs.curves(metric), label=label.format(value), color=color, **options)
-    return value
-
-
 def heat_map(axes: Axes, table: Table, metric: str, *, x: str, y: str, failed: float = np.nan, **options: Any) -> Any:
     """Draws the mean over seeds of a metric's last value over the two axes `x` and `y`; returns it for a colour bar."""
-    means = analysis.points(table, metric, failed=failed)
+    means = statistics.points(table, metric, failed=failed)
     grid = means.pivot(index=y, columns=x, values="mean").sort_index(axis=0).sort_index(axis=1)
     mesh = axes.pcolormesh(np.arange(grid.shape[1]), np.arange(grid.shape[0]), grid.to_numpy(), **options)
-    for axis, labels in ((axes.xaxis, grid.columns), (axes.yaxis, grid.index)):
-        axis.set_ticks(np.arange(len(labels)), [f"{value:.2g}" for value in labels])
+    for axis, values in ((axes.xaxis, grid.columns), (axes.yaxis, grid.index)):
+        axis.set_ticks(np.arange(len(values)), tick_labels(values))
     axes.set(xlabel=x, ylabel=y)
     axes.grid(False)
     return mesh
+
+
+def tick_labels(values: Iterable[Any]) -> list[str]:
+    """Returns the shortest labels, from two significant digits on, that tell the values of an axis apart.
+
+    >>> tick_labels([0.05, 0.0501]), tick_labels([100, 128, 129]), tick_labels(["adam", "sgd"])
+    (['0.05', '0.0501'], ['100', '128', '129'], ['adam', 'sgd'])
+    """
+    listed = list(values)
+    if not all(isinstance(value, (int, float, np.number)) and not isinstance(value, bool) for value in listed):
+        return [str(value) for value in listed]
+    for digits in range(2, 17):
+        labels = [f"{value:.{digits}g}" for value in listed]
+        exact = all(float(label) == value for label, value in zip(labels, listed, strict=True))
+        whole = all(float(value).is_integer() and abs(value) < 1e6 for value in listed)
+        if (exact or not whole) and len(set(labels)) == len(set(listed)):
+            break
+    return [f"{value:g}" if whole else label for label, value in zip(labels, listed, strict=True)]
 
 
 def theory_line(axes: Axes, x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, label: str) -> None:
@@ -171,7 +169,7 @@ def note(figure: Figure, text: str) -> None:
 def _fits(figure: Figure, labels: Sequence[str], num_columns: int) -> bool:
     """Whether a legend of that many columns is narrower than its figure, at about 0.085 inches a character."""
     columns = np.array_split([len(label) for label in labels], num_columns)
-    return sum(0.6 + 0.085 * max(column) for column in columns) < figure.get_figwidth()
+    return sum(0.75 + 0.085 * max(column) for column in columns) < 0.97 * figure.get_figwidth()
 
 
 def _wrapped(figure: Figure, text: str) -> str:

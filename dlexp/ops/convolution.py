@@ -1,4 +1,8 @@
-"""Convolutions, equal up to rounding, in the forms that are fast here or there."""
+"""Convolutions, equal up to rounding, in several forms (lowerings), each the fastest for some shapes and platforms.
+
+`convolve` is the cross-correlation; `choose_lowering` says which form the plan of a sweep has chosen. Two forms have
+the batch on the last axis, and a network that is computed in them keeps it there from layer to layer (`feature_axis`).
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,10 @@ from itertools import product
 import jax
 import jax.numpy as jnp
 
-from dlexp.choices import check_choice, choose
-from dlexp.models import winograd
+from dlexp.checks import check_choice
+from dlexp.ops import winograd
+from dlexp.ops.choices import choose
+from dlexp.ops.compiler import platform
 
 LOWERINGS = ("winograd", "batch_last", "patches", "rows", "shifted", "native")
 BATCH_LAST = ("winograd", "batch_last")
@@ -17,35 +23,65 @@ _PATCH_BYTES = 4 * 2**20  # of patches at once
 
 
 def convolve(
-    inputs: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0, lowering: str | None = None
+    inputs: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    lowering: str | None = None,
+    axis: int = -1,
 ) -> jax.Array:
     """Returns the cross-correlation over all spatial axes, zero padded.
 
     Args:
-      inputs: `[batch, *space, in]`.
+      inputs: `[batch, *space, in]`; or `[in, *space, batch]`, if `axis` is 0.
       kernel: `[*window, in, out]`.
       stride: step in every spatial axis.
       padding: zeros added on both sides of every spatial axis.
       lowering: `patches` (what each place of the window sees, side by side, and one matmul), `batch_last` (the same
         with the axes of batch and channels exchanged, so that numbers are copied and multiplied in long rows),
         `winograd` (the same with a quarter of the multiplications where the window is 3 x 3 and its stride is 1, see
-        `dlexp.models.winograd`), `rows` (one matmul for each row of the window), `shifted` (one for each place)
-        or `native` (XLA's convolution), equal up to rounding; None leaves the choice to whoever compiles
-        (`choose_lowering`). Those of `BATCH_LAST` have no forward-mode derivative, `winograd` no second one. Inside a
-        loop on the CPU, or vmapped over kernels, the native form is many times slower; one call a step on the CPU, it
-        can be fast.
+        `dlexp.ops.winograd`), `rows` (one matmul for each row of the window), `shifted` (one for each place)
+        or `native` (XLA's convolution), equal up to rounding; None leaves the choice to the plan (`choose_lowering`).
+        Those of `BATCH_LAST` have no forward-mode derivative, `winograd` no second one. Inside a loop on the CPU, or
+        vmapped over kernels, the native form is many times slower; one call a step on the CPU, it can be fast.
+      axis: of the channels, -1 or 0.
 
     Returns:
-      `[batch, *space, out]`, each extent `(space + 2 padding - window) // stride + 1`.
+      `[batch, *space, out]`, or `[out, *space, batch]`, each extent `(space + 2 padding - window) // stride + 1`.
     """
     lowering = lowering or choose_lowering(kernel.ndim - 2)
     check_choice("convolve", "lowering", lowering, LOWERINGS)
+    is_exchanged = axis != feature_axis(lowering)
+    inputs = jnp.swapaxes(inputs, 0, -1) if is_exchanged else inputs
     if lowering == "native":
-        return _convolve_native(inputs, kernel, stride, padding)
-    if lowering in BATCH_LAST:
-        outputs = convolve_batch_last(jnp.swapaxes(inputs, 0, -1), kernel, stride, padding, lowering)
-        return jnp.swapaxes(outputs, 0, -1)
+        outputs = _convolve_native(inputs, kernel, stride, padding)
+    elif lowering in BATCH_LAST:
+        outputs = _convolve_batch_last(inputs, kernel, stride, padding, lowering)
+    else:
+        outputs = _convolve_in_slices(inputs, kernel, stride, padding, lowering)
+    return jnp.swapaxes(outputs, 0, -1) if is_exchanged else outputs
 
+
+def choose_lowering(num_space: int) -> str:
+    """Returns the lowering that the plan has chosen (`convolution`), the one that is mostly fastest if it has not.
+
+    Args:
+      num_space: axes of the window; where it is one, it has no rows. Winograd's is for CPUs alone: elsewhere numbers
+        may be rounded more coarsely (`--precision`), which it does not bear.
+    """
+    options = [lowering for lowering in LOWERINGS if num_space > 1 or lowering not in ("winograd", "rows")]
+    if platform() != "cpu":
+        options = [*(option for option in options if option not in BATCH_LAST), "batch_last"]
+    return choose("convolution", tuple(options))
+
+
+def feature_axis(lowering: str) -> int:
+    """Returns the axis on which a lowering has the channels: 0 where it has the batch last, else -1."""
+    return 0 if lowering in BATCH_LAST else -1
+
+
+def _convolve_in_slices(inputs: jax.Array, kernel: jax.Array, stride: int, padding: int, lowering: str) -> jax.Array:
     def some(inputs: jax.Array) -> jax.Array:
         return _convolve_patches(inputs, kernel, stride, padding, lowering)
 
@@ -58,23 +94,8 @@ def convolve(
     return outputs.reshape(len(inputs), *outputs.shape[2:])
 
 
-def choose_lowering(num_space: int) -> str:
-    """Returns the lowering that whoever compiles has chosen (`convolution`), the one that is mostly fastest if nobody.
-
-    Args:
-      num_space: axes of the window; where it is one, it has no rows. Winograd's is for CPUs alone: elsewhere numbers
-        may be rounded more coarsely (`--precision`), which it does not bear.
-    """
-    options = [lowering for lowering in LOWERINGS if num_space > 1 or lowering not in ("winograd", "rows")]
-    if jax.default_backend() != "cpu":
-        options = [*(option for option in options if option not in BATCH_LAST), "batch_last"]
-    return choose("convolution", tuple(options))
-
-
-def convolve_batch_last(
-    inputs: jax.Array, kernel: jax.Array, stride: int, padding: int, lowering: str = "batch_last"
-) -> jax.Array:
-    """Returns what `convolve` does, of `[in, *space, batch]` to `[out, *space, batch]`, in a lowering of `BATCH_LAST`.
+def _convolve_batch_last(inputs: jax.Array, kernel: jax.Array, stride: int, padding: int, lowering: str) -> jax.Array:
+    """`[in, *space, batch]` to `[out, *space, batch]`, in a lowering of `BATCH_LAST`.
 
     Where all patches are too many for a CPU's caches, it goes row by row, and computes them again for the derivative.
     Against `patches`, networks train 1.3 (images of 8 x 8), 1.4 (28 x 28) and 1.5 times (signals) as fast, measured by
@@ -89,7 +110,7 @@ def convolve_batch_last(
         columns = jnp.concatenate(_slices(padded, window, stride))
         outputs = _from_columns(columns.reshape(len(columns), -1), kernel.reshape(len(columns), -1))
         return outputs.reshape(-1, *columns.shape[1:])
-    # What the rows of a window see lies one above the other already.
+    # What the rows of a window see is one above the other already.
     beside = jnp.concatenate(_slices(padded, window[1:], stride, first_axis=2))
     by_place = jnp.moveaxis(kernel, 0, -2).reshape(-1, kernel.shape[-1])
 
@@ -132,7 +153,7 @@ def _patch_bytes(inputs: jax.Array, window: tuple[int, ...], extents: list[int])
 
 
 def _fits_caches(num_bytes: int) -> bool:
-    return jax.default_backend() != "cpu" or num_bytes <= _PATCH_BYTES
+    return platform() != "cpu" or num_bytes <= _PATCH_BYTES
 
 
 def _num_slices(num_bytes: int, size: int) -> int:

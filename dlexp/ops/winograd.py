@@ -9,7 +9,7 @@ matrices are applied twice, and of the 36 places, in place of 144, each is a pro
 Sources: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015, https://arxiv.org/abs/1509.09308,
 F(4 x 4, 3 x 3) in section 4.3; matrices for any points, which are Toom's and Cook's, and their rounding in Barabasz et
 al., "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks", 2018,
-https://arxiv.org/abs/1803.10986. Against `batch_last` of `dlexp.models.lowerings`, networks train 1.5 (images of 8 x 8)
+https://arxiv.org/abs/1803.10986. Against `batch_last` of `dlexp.ops.convolution`, networks train 1.5 (images of 8 x 8)
 and 1.3 times (28 x 28) as fast, measured by `experiments.engine.throughput`.
 """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ from dlexp.results.table import Table
 
 LEVEL = 0.95
 CHOOSE_BY = ("validation/accuracy", "validation/loss")
+HIGHER_IS_BETTER, LOWER_IS_BETTER = ("accuracy", "r2", "auc", "f1"), ("loss", "error")
 
 
 class Interval(NamedTuple):
@@ -63,14 +64,39 @@ def bootstrap_interval(
 
 
 def interquartile_mean(values: Sequence[float] | np.ndarray) -> float:
-    """Returns the mean of the middle half; a quarter at each end is cut.
+    """Returns the mean of the middle half; a quarter at each end is cut. NaN where a value is NaN.
 
     Source: Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", 2021,
     https://arxiv.org/abs/2108.13264.
     """
     from scipy import stats
 
-    return float(stats.trim_mean(values, 0.25))
+    values = np.asarray(values, float)
+    return float("nan") if np.isnan(values).any() else float(stats.trim_mean(values, 0.25))
+
+
+def higher_is_better(metric: str, better: str | None = None) -> bool:
+    """Returns whether larger values of a metric are better.
+
+    >>> higher_is_better("validation/accuracy"), higher_is_better("test/loss"), higher_is_better("test/ppl", "lower")
+    (True, False, False)
+
+    Args:
+      metric: its name tells the direction where it ends in accuracy, r2, auc or f1 (up), loss or error (down).
+      better: "higher" or "lower", for every other name.
+
+    Raises:
+      ValueError: where neither the name nor `better` tells.
+    """
+    if better is not None:
+        if better not in ("higher", "lower"):
+            raise ValueError(f'better must be "higher" or "lower", got {better!r}')
+        return better == "higher"
+    if metric.endswith(HIGHER_IS_BETTER):
+        return True
+    if metric.endswith(LOWER_IS_BETTER):
+        return False
+    raise ValueError(f'whether more of {metric!r} is better is unknown; say better="higher" or better="lower"')
 
 
 def diverged(table: Table, *, constant_loss: float, metric: str = "train/loss") -> np.ndarray:
@@ -111,19 +137,24 @@ def points(table: Table, metric: str, *, failed: float = np.nan) -> pd.DataFrame
 
 
 def best(
-    table: Table, over: str | Sequence[str], *, choose_by: str | None = None, report: str | None = None
+    table: Table,
+    over: str | Sequence[str],
+    *,
+    choose_by: str | None = None,
+    report: str | None = None,
+    better: str | None = None,
 ) -> pd.DataFrame:
     """Returns, for each setting of the other axes, the best value of `over` and what `report` is there.
 
-    The choice is by the mean over seeds on validation; a run without a finite value counts as accuracy 0 or loss
-    infinity, so a value where runs failed does not win by the runs that did not.
+    The choice is by the mean over seeds on validation; a run without a finite value counts as the worst possible
+    (accuracy 0, loss infinity), so a value where runs failed does not win by the runs that did not.
 
     Args:
       table: the runs.
       over: the axis or axes to choose on, such as `learning_rate`.
-      choose_by: the metric that chooses; default validation accuracy, else validation loss. Accuracies are
-        maximised, everything else is minimised.
+      choose_by: the metric that chooses; default validation accuracy, else validation loss.
       report: the metric to report; default the test split's of the same name, where there is one.
+      better: "higher" or "lower", where the name of `choose_by` does not tell (`higher_is_better`).
 
     Returns:
       the other axes, `over`, `mean`, `low`, `high`, `num_seeds`, `num_failed`.
@@ -139,8 +170,8 @@ def best(
     if choose_by is None or choose_by not in table.frame:
         raise ValueError(f"best: sweep {table.name} lacks {choose_by or CHOOSE_BY}; name a metric with choose_by")
     report = report or reported_metric(table, choose_by)
-    higher = choose_by.endswith("accuracy")
-    candidates = points(table, choose_by, failed=0.0 if higher else np.inf)
+    higher = higher_is_better(choose_by, better)
+    candidates = points(table, choose_by, failed=_worst(choose_by, higher))
     reported = points(table, report)
     others = [name for name in table.axes if name in candidates and name not in over]
     score = candidates["mean"] if higher else -candidates["mean"]
@@ -148,6 +179,13 @@ def best(
         return reported.loc[[score.idxmax()]].reset_index(drop=True)
     winners = score.groupby([candidates[name] for name in others], sort=False, dropna=False).idxmax()
     return reported.loc[winners.to_numpy()].reset_index(drop=True)
+
+
+def _worst(metric: str, higher: bool) -> float:
+    """What a lost run counts as in a choice."""
+    if not higher:
+        return np.inf
+    return -np.inf if metric.endswith("r2") else 0.0
 
 
 def choosing_metric(table: Table) -> str | None:
@@ -186,10 +224,16 @@ def good_band(scores: pd.Series, tolerance: float) -> Band:
     (0.1, 0.1, 1.0)
 
     Args:
-      scores: positive axis value -> score, larger is better.
+      scores: positive axis value -> score, larger is better; one that is not finite is never good.
       tolerance: in the score's unit.
+
+    Raises:
+      ValueError: where no score is finite.
     """
     scores = scores.sort_index()
+    scores = scores.where(np.isfinite(scores), -np.inf)
+    if not np.isfinite(scores).any():
+        raise ValueError("good_band: no score is finite, so there is no best value")
     values, good = scores.index.to_numpy(float), (scores >= scores.max() - tolerance).to_numpy()
     first = last = top = int(np.argmax(scores.to_numpy()))
     while first > 0 and good[first - 1]:
@@ -215,7 +259,9 @@ def by_seed(table: Table, metric: str, over: str, *, failed: float) -> pd.DataFr
     frame = table.frame
     if frame.duplicated(["seed", over]).any():
         others = [name for name in table.axes if name != over and name in frame and frame[name].nunique() > 1]
-        raise ValueError(f"by_seed: the runs of sweep {table.name} differ in {', '.join(others)} too; select one")
+        raise ValueError(
+            f"by_seed: the runs of sweep {table.name} also differ in {', '.join(others)}: select one of each first"
+        )
     counted = frame[metric].where(frame["status"] == "ok", failed)
     values = frame.assign(**{metric: counted}).pivot(index="seed", columns=over, values=metric)
     if values.isna().any(axis=None):
@@ -223,64 +269,36 @@ def by_seed(table: Table, metric: str, over: str, *, failed: float) -> pd.DataFr
     return values
 
 
-def at_best(
-    table: Table, over: str | Sequence[str], report: str, *, failed: float, choose_by: str = CHOOSE_BY[0]
-) -> np.ndarray:
-    """Returns a metric's last values at the best values of some axes, `[seed]`: a variant at its own best rate.
+def chosen(
+    table: Table, over: str | Sequence[str], *, choose_by: str | None = None, better: str | None = None
+) -> dict[str, Any]:
+    """Returns the values of some axes with the best mean of a metric over seeds: name -> value.
+
+    A run without a finite value counts as the worst possible, so it never wins.
 
     Args:
       table: runs that differ in these axes and the seed alone.
-      over: the axis or axes to choose on, as in `chosen`.
-      report: the metric.
-      failed: what a run without a finite value counts as in `report`.
-      choose_by: the metric that chooses.
+      over: the axis or axes to choose on.
+      choose_by: the metric that chooses; default validation accuracy, else validation loss.
+      better: "higher" or "lower", where the metric's name does not tell (`higher_is_better`).
 
     Raises:
-      ValueError: as `chosen` does.
+      ValueError: where runs differ in more than these axes and the seed (select first), or lack the metric.
     """
-    runs = table.select(**chosen(table, over, choose_by=choose_by)).frame.sort_values("seed")
-    return runs[report].where(runs["status"] == "ok", failed).to_numpy()
-
-
-def chosen(table: Table, over: str | Sequence[str], *, choose_by: str = CHOOSE_BY[0]) -> dict[str, float]:
-    """Returns the values of some axes with the best mean of a metric over seeds: name -> value.
-
-    Accuracies are maximised, everything else is minimised; a run without a finite value counts as accuracy 0 or
-    as infinite, so it never wins.
-
-    Raises:
-      ValueError: where runs differ in more than these axes and the seed (select first).
-    """
+    choose_by = choose_by or choosing_metric(table)
+    if choose_by is None or choose_by not in table.frame:
+        raise ValueError(f"chosen: sweep {table.name} lacks {choose_by or CHOOSE_BY}; name a metric with choose_by")
     axes, frame = [over] if isinstance(over, str) else list(over), table.frame
     if frame.duplicated(["seed", *axes]).any():
         others = [name for name in table.axes if name not in axes and name in frame and frame[name].nunique() > 1]
-        raise ValueError(f"chosen: the runs of sweep {table.name} differ in {', '.join(others)} too; select one")
-    higher = choose_by.endswith("accuracy")
-    counted = frame[choose_by].where(frame["status"] == "ok", 0.0 if higher else np.inf)
+        raise ValueError(
+            f"chosen: the runs of sweep {table.name} also differ in {', '.join(others)}: select one of each first"
+        )
+    higher = higher_is_better(choose_by, better)
+    counted = frame[choose_by].where((frame["status"] == "ok") & frame[choose_by].notna(), _worst(choose_by, higher))
     means = counted.groupby([frame[name] for name in axes]).mean()
     best = means.idxmax() if higher else means.idxmin()
     return dict(zip(axes, best if isinstance(best, tuple) else (best,), strict=True))
-
-
-def inside_minus_outside(
-    table: Table, over: str, ends: tuple[float, float], report: str, *, failed: float
-) -> np.ndarray:
-    """Returns a metric at the best value of an axis between two ends minus at the best one beyond them, `[seed]`.
-
-    Args:
-      table: runs that differ in `over` and the seed alone.
-      over: the axis.
-      ends: both belong to the inside.
-      report: the metric.
-      failed: what a run without a finite value counts as in `report`.
-
-    Raises:
-      ValueError: as `chosen` does, or (`NotMeasuredError`) where the axis has values on one side alone.
-    """
-    values = np.unique(table.frame[over])
-    inside = (values > 0.999 * ends[0]) & (values < 1.001 * ends[1])
-    best = [at_best(table.select(**{over: values[side]}), over, report, failed=failed) for side in (inside, ~inside)]
-    return best[0] - best[1]
 
 
 def first_step(table: Table, metric: str, target: float, *, never: float) -> np.ndarray:
@@ -298,6 +316,7 @@ def first_step(table: Table, metric: str, target: float, *, never: float) -> np.
     rows = np.arange(len(curves))
     before, after = curves[rows, np.maximum(first - 1, 0)], curves[rows, first]
     share = (target - before) / np.where(after > before, after - before, 1.0)
+    share = np.where(np.isfinite(share), share, 1.0)
     between = steps[np.maximum(first - 1, 0)] + share * (steps[first] - steps[np.maximum(first - 1, 0)])
     return np.where(reached.any(axis=1), np.where(first == 0, steps[0], between), never)
 
@@ -305,9 +324,13 @@ def first_step(table: Table, metric: str, target: float, *, never: float) -> np.
 def highest_good(scores: pd.DataFrame, tolerance: float) -> np.ndarray:
     """Returns log10 of the highest axis value whose score is within `tolerance` of the seed's own best, `[seed]`.
 
+    Minus infinity for a seed without a finite score.
+
     Args:
-      scores: as from `by_seed`, larger is better.
+      scores: as from `by_seed`, larger is better; a score that is not finite is never good.
       tolerance: in the score's unit.
     """
-    values, array = np.log10(scores.columns.to_numpy(float)), scores.to_numpy()
-    return np.where(array >= array.max(axis=1, keepdims=True) - tolerance, values, -np.inf).max(axis=1)
+    values, array = np.log10(scores.columns.to_numpy(float)), scores.to_numpy(float)
+    finite = np.isfinite(array)
+    best = np.where(finite, array, -np.inf).max(axis=1, keepdims=True)
+    return np.where(finite & (array >= best - tolerance), values, -np.inf).max(axis=1)

@@ -1,0 +1,66 @@
+"""The vocabulary of experiments on results made by hand, where the answer is known."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from dlexp.results import NotMeasuredError, Table
+from dlexp.results.table import Part
+from dlexp.study import inside_minus_outside, judge, last, lines, overlaid
+
+
+def table_of(metrics, **axes):
+    """Runs over the product of some axes and two seeds, each metric a function of the axes' values."""
+    points = [dict(zip((*axes, "seed"), values, strict=True)) for values in product(*axes.values(), (0, 1))]
+    rows = [{**point, "status": "ok", "run_id": str(place)} for place, point in enumerate(points)]
+    values = {name: np.array([[float(of(**point))] for point in points]) for name, of in metrics.items()}
+    return Table("main", (Part(pd.DataFrame(rows), values),), tuple(axes), num_steps=0, num_evals=1)
+
+
+def test_inside_is_compared_with_outside_with_every_other_axis_at_its_own_best():
+    scored = {"validation/accuracy": lambda p, rate, seed: -abs(p - 0.3) - abs(rate - p)}
+    reported = {"test/accuracy": lambda p, rate, seed: p + 10 * rate + seed}
+    table = table_of(scored | reported, p=[0.1, 0.3, 0.8], rate=[0.1, 0.3, 0.8])
+    inside = inside_minus_outside("p", 0.3, 0.9, over="rate")
+    (effect,) = inside(table).conditions.values()
+    np.testing.assert_allclose(effect(), [0.2 + 2, 0.2 + 2])  # at 0.3 and 0.3 inside, at 0.1 and 0.1 outside
+    assert "each at its own best rate" in inside.words
+    with pytest.raises(NotMeasuredError, match="no p in 2 to 3"):
+        inside_minus_outside("p", 2.0, 3.0, over="rate").of(table)
+
+
+def test_two_effects_are_judged_as_conditions_of_one_claim():
+    table = table_of({"a": lambda p, seed: p + 0.1 * seed, "b": lambda p, seed: 5 + 0.1 * seed}, p=[1, 2])
+    first, second = last("a")(table, p={1: "one", 2: "two"}), last("b")(table, p={1: "three"})
+    claim = judge("x", "s", first | second, least=1.9)
+    assert claim.verdict == "mixed"
+    assert all(label in claim.condition for label in ("one: ", "two: ", "three: "))
+    assert claim.rule.startswith("a or b")
+    with pytest.raises(ValueError, match="name them apart"):
+        first | first
+
+
+def test_a_measure_in_other_words_measures_the_same():
+    table = table_of({"a": lambda p, seed: p + seed}, p=[1])
+    measure = last("a").with_words("length in metres")
+    assert judge("x", "s", measure(table), least=0).rule == "length in metres, by seed; at least 0"
+    np.testing.assert_array_equal(measure.of(table), last("a").of(table))
+
+
+def test_overlaid_panels_share_their_axes_and_count_the_runs_of_all():
+    table = table_of({"a": lambda p, seed: p, "b": lambda p, seed: 10 * p}, p=[1, 2])
+    both = (lines(table, None, {name: name}, x="p", title=name, ylim=(0, None)) for name in ("a", "b"))
+    (panel,) = overlaid(*both)
+    axes = Figure().subplots()
+    panel.draw(axes)
+    assert {"a", "b"} <= set(axes.get_legend_handles_labels()[1])
+    assert axes.get_title() == "b"
+    assert axes.get_ylim()[0] == 0
+    assert axes.get_ylim()[1] > 20
+    assert len(panel.runs) == 2
+    assert overlaid(lines(table, None, "c", x="step")) == []
