@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +48,8 @@ def run(
 ) -> Results:
     """Trains what is missing of an experiment, saves it, draws and judges it, and returns its results.
 
+    The best points are printed, as the command line does; `figures` shows what was drawn.
+
     Args:
       experiment: what to run.
       scale: smoke, cpu or gpu.
@@ -65,7 +69,7 @@ def run(
     """
     from rich.console import Console
 
-    from dlexp import training
+    from dlexp import report, training
     from dlexp.progress import say
 
     plans = plan(experiment, scale=scale, seeds=seeds, num_steps=num_steps, axes=axes, only=only, precision=precision)
@@ -73,6 +77,8 @@ def run(
     options: dict[str, Any] = {"fresh": fresh, "accept": accept, "console": console}
     training.train(experiment, plans, scale=scale, folder=folder, **options)
     results = table.load(folder)
+    for part in report.best_points(results):
+        console.print(part)
     try:
         publish(experiment, results, tell=lambda sentence: say(console, sentence))
     except ResultsError as error:
@@ -168,6 +174,44 @@ def publish(
     path = folder / "claims.json"
     files.write_text(path, judging.to_json(claims))
     return [*written, path]
+
+
+class Drawn(Mapping[str, Path]):
+    """Figures as they were saved: a mapping from a figure's name to its SVG file, which a notebook shows inline."""
+
+    def __init__(self, paths: Mapping[str, Path]) -> None:
+        """Holds the paths."""
+        self._paths = dict(paths)
+
+    def __getitem__(self, name: str) -> Path:
+        """Returns the file of one figure."""
+        return self._paths[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def _repr_html_(self) -> str:
+        """As pictures, not as elements of the page: the names inside one figure are those of another, too."""
+        contents = {name: base64.b64encode(path.read_bytes()).decode() for name, path in self._paths.items()}
+        return "\n".join(
+            f'<img alt="{html.escape(name)}" src="data:image/svg+xml;base64,{content}" style="max-width: 100%">'
+            for name, content in contents.items()
+        )
+
+
+def figures(results: Results) -> Drawn:
+    """Returns the figures drawn of results in the house style; as the last line of a notebook's cell, shows them.
+
+    Raises:
+      ResultsError: where none was drawn.
+    """
+    paths = {path.stem: path for path in sorted((results.folder / "figures").glob("*.svg"))}
+    if not paths:
+        raise ResultsError(f"no figure is saved in {results.folder}; api.publish(EXPERIMENT, results) draws them")
+    return Drawn(paths)
 
 
 def _drawn(experiment: Experiment, results: Results, tell: Callable[[str], None]) -> dict[str, Figure]:

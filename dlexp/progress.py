@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from types import TracebackType
 
@@ -36,7 +37,9 @@ class Display:
         self._earlier, self._earlier_here = 0.0, 0.0  # of what advanced: made by an earlier process; in this chunk
         self._began: float | None = None  # when the first steps began, known once they are made
         self._spoken = time.monotonic()
-        self._live = console.is_terminal or console.is_jupyter
+        self._under_way = 0
+        has_widgets = importlib.util.find_spec("ipywidgets") is not None  # without them a notebook shows no bar at all
+        self._live = has_widgets if console.is_jupyter else console.is_terminal
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -64,9 +67,13 @@ class Display:
         if not self._live:
             say(self._console, f"{self._sweep}: compiling {config}")
 
-    def advanced(self, run_steps: int, num_nonfinite: int, took: float | None) -> None:
-        """Runs made some steps in so many seconds; an earlier process made them where that is None."""
+    def advanced(self, run_steps: int, num_nonfinite: int, num_runs: int, took: float | None) -> None:
+        """So many runs that are under way made some steps, all together, in so many seconds.
+
+        An earlier process made the steps where the seconds are None.
+        """
         self._advanced += run_steps / self._unit
+        self._under_way = num_runs
         self._diverged_here = num_nonfinite
         if took is None:
             self._earlier_here += run_steps / self._unit
@@ -78,22 +85,37 @@ class Display:
 
     def started_over(self) -> None:
         """The chunk under way begins anew: its steps so far do not count."""
-        self._advanced, self._diverged_here, self._earlier_here = float(self._done - self._before), 0, 0.0
+        self._advanced, self._earlier_here = float(self._done - self._before), 0.0
+        self._diverged_here = self._under_way = 0
 
     def finished(self, num_runs: int, num_nonfinite: int, seconds: float) -> None:
         """A chunk of runs is trained; what was done to it here took so many seconds."""
         self._note_seconds(seconds)
         self._earlier, self._earlier_here = self._earlier + self._earlier_here, 0.0
         self._done += num_runs
-        self._diverged, self._diverged_here = self._diverged + num_nonfinite, 0
+        self._diverged, self._diverged_here, self._under_way = self._diverged + num_nonfinite, 0, 0
         self._advanced = float(self._done - self._before)
         self._bar.update(self._task, completed=float(self._done), text=self._text())
 
     def _text(self) -> str:
         diverged = self._diverged + self._diverged_here
         steps = int((self._before + self._advanced) * self._unit)
-        counts = f"{self._done} of {self._num_runs} runs, {steps:,} steps"
-        return f"{counts}, {self._rate():.1f} runs/s, {diverged} non-finite{self._wait()}"
+        counts = f"{self._done} of {self._num_runs} runs{self._way()}, {steps:,} steps"
+        return f"{counts}, {self._pace()}, {diverged} non-finite{self._wait()}"
+
+    def _way(self) -> str:
+        """How far the runs under way are, where there are any."""
+        if not self._under_way:
+            return ""
+        made = self._advanced - (self._done - self._before)
+        return f" ({self._under_way} under way, {made / self._under_way:.0%})"
+
+    def _pace(self) -> str:
+        """Runs a second; steps a second where a run takes longer than one."""
+        rate = self._rate()
+        if rate >= 1 or self._unit == 1:
+            return f"{rate:.1f} runs/s" if rate >= 0.1 or not rate else f"{1 / rate:.0f} s a run"
+        return f"{rate * self._unit:,.0f} steps/s"
 
     def _note_seconds(self, seconds: float) -> None:
         """Neither starting up nor the first compilation counts as training."""

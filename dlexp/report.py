@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dlexp.sweep.plan import Plan
 
 _VERDICT_STYLES = {"supported": "green", "refuted": "red", "mixed": "yellow", "undecided": "dim"}
+_METRICS_SHOWN = 8
 _UNITS = {"flops": ("FLOP", 1000.0), "bytes": ("B", 1024.0)}
 
 
@@ -72,12 +73,14 @@ def _expected_seconds(plans: Sequence[Plan]) -> str:
 
 
 def best_points(results: Results) -> Iterable[Grid]:
-    """Yields, for each sweep with a validation metric, the best swept values of every config."""
+    """Yields, for each sweep, the best swept values of every config; without a validation metric, what was measured."""
     for name, table in results.items():
         over = [axis for axis in table.axes if axis in table.frame and _is_swept(results, name, axis)]
         choose_by = statistics.choosing_metric(table)
         if over and choose_by:
             yield _best_table(name, table, over, statistics.reported_metric(table, choose_by))
+        elif scalars := [metric for metric in table.metrics if metric in table.frame]:
+            yield _spread_table(name, table, scalars, choose_by)
 
 
 def claim_table(claims: Sequence[Claim]) -> Grid:
@@ -139,6 +142,24 @@ def _best_table(name: str, table: Table, over: Sequence[str], metric: str) -> Gr
             interval = "not every run has a finite value"
         failed = [str(point["num_failed"])] if any_failed else []
         rows.add_row(*cells, _cell(point["mean"]), interval, str(point["num_seeds"]), *failed)
+    return rows
+
+
+def _spread_table(name: str, table: Table, metrics: Sequence[str], choose_by: str | None) -> Grid:
+    """The last values of metrics over all runs, the first few of them."""
+    frame = table.frame
+    why = "nothing is swept" if choose_by else "no validation metric chooses a best point"
+    lost = int((frame["status"] == "nonfinite").sum())
+    rows = _new(f"{name}: {len(table)} runs, {lost} non-finite; {why}")
+    for heading in ("last value of", "least", "median", "most"):
+        rows.add_column(heading, justify="left" if heading == "last value of" else "right")
+    for metric in metrics[:_METRICS_SHOWN]:
+        values = frame[metric].to_numpy(float)
+        finite = values[np.isfinite(values)]
+        cells = [_cell(float(of(finite))) for of in (np.min, np.median, np.max)] if finite.size else ["-"] * 3
+        rows.add_row(metric, *cells)
+    if len(metrics) > _METRICS_SHOWN:
+        rows.add_row(f"and {len(metrics) - _METRICS_SHOWN} more, in the results' frame")
     return rows
 
 

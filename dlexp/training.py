@@ -236,7 +236,7 @@ class _Sweep:
                 say(self._console, f"{family}: out of memory; going on with {width} runs at once on each device")
             case Advanced():
                 self._writer.flush(store.FILE_SECONDS)
-                display.advanced(event.run_steps, event.num_nonfinite, event.took)
+                display.advanced(event.run_steps, event.num_nonfinite, event.num_runs, event.took)
                 self._keep_state(event)
             case Finished():
                 self._note_lost(event)

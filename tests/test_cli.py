@@ -11,11 +11,13 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
 
-from dlexp import api, cli
+from dlexp import api, cli, learner, losses, models, optim, progress
+from dlexp.data import bundled
 from dlexp.results import folders, load, store
 from dlexp.sweep import grid
 from dlexp.types import Experiment, Sweep
@@ -45,6 +47,19 @@ def main(*flags, experiment=SMALL, out=None):
     return status, console.export_text(), errors.export_text()
 
 
+def sweeps_with_every_kind_of_axis(scale):
+    def make_learner(config, num_steps):
+        data = bundled.load("digits")
+        model = models.mlp(width=8, num_layers=2, num_outputs=10)
+        return learner.supervised(
+            model, losses.softmax_cross_entropy, optim.adam(optim.cosine(10)), data, batch_size=16
+        )
+
+    hyper = {"eps": (1e-8,), "decay_steps": (10,)}
+    scheduled = Sweep(grid(hyper={"learning_rate": (0.1,), **hyper}), make_learner, 10)
+    return {**small_sweeps(scale), "scheduled": scheduled}
+
+
 BAD_INPUT = [
     ("--axis=depth=3", "there is no axis 'depth'; the axes are learning_rate, seed, optimizer"),
     ("--axis=learning_rate=", "write NAME=VALUE"),
@@ -65,7 +80,10 @@ BAD_INPUT = [
     ("--data_dir=/no/such/folder", "there is no such folder"),
     ("--run_id=0123", "there is no run '0123'"),
     ("--run_id=", "there is no run ''"),
-    ("--axis=learning_rate=1e300", "must be a number in [0, inf)"),
+    ("--axis=learning_rate=1e300", "must be a number in [0, inf), got 1e+300, which is inf in float32"),
+    ("--axis=eps=1e-50", "must be a number in (0, inf), got 1e-50, which is 0 in float32"),
+    ("--axis=decay_steps=20,3e9", "got 3000000000.0, which int32 cannot hold; take one from -2147483648 to 2147483647"),
+    ("--axis=decay_steps=20,2.5", "must be an integer in [1, inf), got 2.5"),
     ("--axis=learning_rate=geom:1e-5:1:1000000000000", "COUNT from 1 to 1,000,000"),
     ("--axis=learning_rate=geom:-1:10:5", "'geom:-1:10:5' is no geom"),
     ("--seeds=1000000000000", "in the range [1, 10000000]"),
@@ -77,13 +95,54 @@ BAD_INPUT = [
 
 @pytest.mark.parametrize(("flag", "remedy"), BAD_INPUT)
 def test_bad_input_ends_with_one_sentence_and_writes_nothing(tmp_path, flag, remedy):
-    status, _, said = main(flag, out=tmp_path / "runs")
+    experiment = (
+        SMALL._replace(sweeps=sweeps_with_every_kind_of_axis) if re.match("--axis=(eps|decay)", flag) else SMALL
+    )
+    for mode in ((), ("--plan",)) if flag.startswith("--axis") else ((),):
+        status, _, said = main(flag, *mode, out=tmp_path / "runs", experiment=experiment)
+        assert status == 2
+        assert remedy in said
+        assert flag in said or flag in ("--learning_rate=0.1", "cpu")
+        assert flag.removeprefix("--").split("=")[0] in said
+        assert len(said.strip().splitlines()) == 1
+        assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "remedy"),
+    [
+        ("jax_disable_jit", True, "JAX_DISABLE_JIT=True cannot be used: the engine trains compiled programs; unset it"),
+        ("jax_threefry_partitionable", False, "unset it, or set it to True"),
+        ("jax_random_seed_offset", 3, "unset it, or set it to 0"),
+    ],
+)
+def test_settings_under_which_runs_are_not_what_their_ids_say_are_refused(tmp_path, setting, value, remedy):
+    before = getattr(jax.config, setting)
+    jax.config.update(setting, value)
+    try:
+        status, _, said = main(out=tmp_path / "runs")
+    finally:
+        jax.config.update(setting, before)
     assert status == 2
     assert remedy in said
-    assert flag in said or flag in ("--learning_rate=0.1", "cpu")
-    assert flag.removeprefix("--").split("=")[0] in said
-    assert len(said.strip().splitlines()) == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_time_left_counts_what_this_process_trains(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    console = Console(record=True, file=io.StringIO(), width=200)
+    with progress.Display(console, "main", num_runs=100, num_done=60, num_steps=10) as display:
+        now[0] = 50.0  # starting up and compiling
+        display.compiling("all runs")
+        display.advanced(8 * 9, 0, None)  # of a chunk of 8 runs whose state was kept
+        now[0] = 60.0
+        display.advanced(8 * 1, 0, 10.0)
+        display.finished(8, 0, 10.0)
+        now[0] = 70.0
+        display.advanced(4 * 10, 0, 10.0)
+    # 0.8 + 4 runs in 20 seconds; 28 are left.
+    assert "68 of 100 runs, 720 steps, 0.2 runs/s, 0 non-finite, 117 s left" in console.export_text()
 
 
 @pytest.mark.parametrize(
@@ -336,7 +395,9 @@ def test_provenance_tells_how_to_train_the_numbers_again(tmp_path):
             "width",
             "git_commit",
             "num_devices",
+            "random_numbers",
         }
+        assert about["provenance"]["random_numbers"] == "threefry2x32"
     text = (folder / "manifest.json").read_text()
     assert str(tmp_path) not in text
     assert json.loads(text)["sweeps"]["main"]["num_runs"] == 4

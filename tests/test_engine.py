@@ -118,6 +118,43 @@ def test_what_chance_decides_is_the_step_s_own_wherever_calls_end(devices, monke
         np.testing.assert_array_equal(metric(again, key, "test/state"), metric(made, key, "test/state"))
 
 
+def test_a_learner_needs_no_data(devices):
+    def update(drawn, hyper, data, w):
+        return w * (1 - hyper["learning_rate"]), {"batch/loss": w * w}
+
+    shrinking = Learner(
+        (),
+        {"learning_rate": Range(0.0)},
+        lambda key, hyper, data: jnp.float32(1),
+        update,
+        lambda key, hyper, data, w: {"test/loss": w * w},
+    )
+    made = finished(grid(hyper={"learning_rate": (0.1,)}), devices, make_learner=lambda *_: shrinking, num_steps=4)
+    np.testing.assert_allclose(metric(made, (0.1, 0), "test/loss"), 0.9 ** np.array([0, 4, 8]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("jax_default_prng_impl", "rbg"),
+        ("jax_numpy_dtype_promotion", "strict"),
+        ("jax_numpy_rank_promotion", "raise"),
+        ("jax_debug_nans", True),
+    ],
+)
+def test_a_run_has_the_same_numbers_whatever_jax_is_told(devices, setting, value):
+    runs = grid(hyper={"learning_rate": (0.1, 1e30)}, seeds=(2, 3))
+    usual, before = finished(runs, devices), getattr(jax.config, setting)
+    jax.config.update(setting, value)
+    try:
+        other = finished(grid(hyper={"learning_rate": (0.1, 1e30)}, seeds=(3,)), devices)
+    finally:
+        jax.config.update(setting, before)
+    for key in other:
+        for name in ("test/loss", "batch/loss"):
+            np.testing.assert_array_equal(metric(other, key, name), metric(usual, key, name))
+
+
 def test_a_learner_without_an_update_makes_no_step():
     idle = quadratic_learner({}, 0)._replace(update=None)
     with pytest.raises(TypeError, match="nothing is trained"):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import linecache
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from dlexp import api, fingerprint
-from dlexp.results import folders
+from dlexp import api, fingerprint, progress
+from dlexp.results import ResultsError, folders
 from tests.test_cli import main
 
 FILE = '''
@@ -254,3 +257,61 @@ def test_where_all_runs_are_lost_at_once_and_the_data_are_sound_training_goes_on
     assert status == 0
     assert "all runs: all 4 runs are lost at step 0, though the data are finite; going on" in words
     assert list((tmp_path / "runs").rglob("*.parquet"))
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """A display whose clock is set by hand, and its plain lines."""
+    clock, console = [0.0], Console(record=True, file=io.StringIO(), width=200)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+
+    def lines(num_runs, num_steps, seconds, *advances):
+        with progress.Display(console, "main", num_runs, 0, num_steps) as display:
+            for run_steps, num_under_way in advances:
+                clock[0] += seconds
+                display.advanced(run_steps, 0, num_under_way)
+        return console.export_text().splitlines()
+
+    return lines
+
+
+def test_few_long_runs_say_steps_a_second_and_how_far_those_under_way_are(shown):
+    first, second, _ = shown(12, 10_000, 10.0, (8_000, 8), (8_000, 8))
+    assert first.startswith("main: 0 of 12 runs (8 under way, 10%), 8,000 steps, 800 steps/s, 0 non-finite")
+    assert second.startswith("main: 0 of 12 runs (8 under way, 20%), 16,000 steps, 800 steps/s, 0 non-finite")
+
+
+def test_many_short_runs_say_runs_a_second(shown):
+    assert ", 2,000 steps, 2.0 runs/s, 0 non-finite" in shown(40, 100, 10.0, (2000, 20))[0]
+    assert ", 25 s a run, 0 non-finite" in shown(4, 0, 25.0, (1, 1))[0]  # a measurement has no steps
+
+
+def test_a_notebook_without_widgets_is_told_in_plain_lines(monkeypatch):
+    monkeypatch.setattr(progress.importlib.util, "find_spec", lambda name: None)
+    console = Console(record=True, file=io.StringIO(), width=200)
+    console.is_jupyter = True
+    monkeypatch.setattr("rich.jupyter.display", lambda *args: None)
+    with progress.Display(console, "main", 4, 0, 10) as display:
+        display.finished(4, 0)
+    assert "main: 4 of 4 runs" in console.export_text()
+
+
+def test_a_script_prints_the_best_points_and_shows_its_figures_inline(tmp_path):
+    console = Console(record=True, file=io.StringIO(), width=200)
+    own = experiment_of(tmp_path / "own_file.py", FILE)
+    results = api.run(own, scale="smoke", out=tmp_path / "runs", console=console)
+    assert "main: best point by validation, test/accuracy there" in console.export_text()
+    drawn = api.figures(results)
+    assert list(drawn) == ["drawn"]
+    assert drawn["drawn"].read_text().startswith("<?xml")
+    assert drawn._repr_html_().startswith('<img alt="drawn" src="data:image/svg+xml;base64,')
+    shutil.rmtree(results.folder / "figures")
+    with pytest.raises(ResultsError, match=r"api.publish\(EXPERIMENT, results\) draws them"):
+        api.figures(results)
+
+
+def test_without_a_validation_metric_the_summary_says_what_was_measured(run):
+    status, words, _ = run(OWN_LEARNER)
+    assert status == 0
+    assert "main: 4 runs, 0 non-finite; no validation metric chooses a best point" in words
+    assert re.search(r"test/loss +-6 +-3.3 +-0.6", words)

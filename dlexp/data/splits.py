@@ -24,7 +24,8 @@ class Dataset(NamedTuple):
 
 def frozen(dataset: Dataset) -> Dataset:
     """Returns the data set with arrays that cannot be written to, so that a cached one stays as it was loaded."""
-    return Dataset(*(split and Split(*map(_frozen, split)) for split in dataset))
+    frozen_splits = {name: split and Split(*map(_frozen, split)) for name, split in dataset._asdict().items()}
+    return Dataset(**frozen_splits)
 
 
 def standardise(dataset: Dataset) -> Dataset:

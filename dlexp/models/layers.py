@@ -50,7 +50,15 @@ def normalize(inputs: jax.Array, normalization: str, train: bool, axis: int = -1
     return inputs
 
 
-def dropout(inputs: jax.Array, rate: jax.Array, key: Key, *, train: bool, convention: str, axis: int = -1) -> jax.Array:
+def dropout(
+    inputs: jax.Array,
+    rate: jax.Array,
+    key: Key,
+    *,
+    train: bool,
+    convention: str = "inverted",
+    axis: int = -1,
+) -> jax.Array:
     """Returns the inputs with each unit dropped with probability `rate` in training.
 
     The features lie on `axis`, -1 or 0; a key drops the same units of the same examples in either order.

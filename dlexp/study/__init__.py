@@ -23,7 +23,7 @@ from dlexp.study.measures import (
     spread_over,
     train_minus_test,
 )
-from dlexp.study.panels import Panel, heat, intervals, overlaid, side_by_side
+from dlexp.study.panels import Panel, good_bands, heat, intervals, overlaid, side_by_side
 from dlexp.study.sources import text
 
 FRESH_SEEDS = range(16, 24)  # the rules of the claims were tried on the seeds 0 to 15
@@ -39,6 +39,7 @@ __all__ = [
     "by",
     "decades",
     "each",
+    "good_bands",
     "heat",
     "highest_good",
     "inside_minus_outside",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from dlexp.results.table import NotMeasuredError, Table
 from dlexp.study import statistics, style
@@ -213,7 +214,7 @@ def _panel(
         beside.also(axes, runs)
         axes.set(**named)
         if x == "layer" and axes.get_xscale() == "linear":
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if x not in ("step", "layer"):
             _ticks(axes, drawn, values_of(runs, x), look)
 

@@ -66,6 +66,7 @@ class Advanced(NamedTuple):
       num_nonfinite: runs of the chunk that have left the finite numbers so far.
       seconds: what the chunk is expected to take in all, as far as its pace is known.
       snapshot: returns what it takes to go on from here; to be called before the next event.
+      num_runs: runs of the chunk.
       took: seconds in which the steps were made; None where an earlier process made them.
     """
 
@@ -74,6 +75,7 @@ class Advanced(NamedTuple):
     num_nonfinite: int
     seconds: float
     snapshot: Callable[[], Snapshot]
+    num_runs: int
     took: float | None = None
 
 
@@ -322,7 +324,7 @@ def _train_chunk(
         start, recorder.nonfinite_at, recorder.rows = saved.step, saved.nonfinite_at, saved.rows
         carry = programs.to_devices(saved.carry, carry)
         kept = saved
-        yield Advanced(name, start * num_runs, _num_lost(recorder), 0.0, lambda: kept)
+        yield Advanced(name, start * num_runs, _num_lost(recorder), 0.0, lambda: kept, num_runs)
     while start < chunk.num_steps and recorder.any_alive:
         called, first = time.perf_counter(), max(start, 0)
         stop = min(first + clock.steps, chunk.num_steps)
@@ -331,7 +333,7 @@ def _train_chunk(
         clock.noted(stop - first, len(recorder.evaluated(start, stop)), took)
         take = _snapshotter(stop, carry, recorder)
         expected = clock.pace().seconds(chunk.num_steps, chunk.num_evals + 1)
-        yield Advanced(name, (stop - first) * num_runs, _num_lost(recorder), expected, take, took)
+        yield Advanced(name, (stop - first) * num_runs, _num_lost(recorder), expected, take, num_runs, took)
         start = stop
     seconds, metrics = time.perf_counter() - began, recorder.curves(carry.means)
     whole = saved is None and _num_lost(recorder) < num_runs

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
