@@ -280,7 +280,7 @@ def test_figures_and_claims_of_another_grid_do_not_stay(tmp_path):
     with pytest.raises(ZeroDivisionError):  # the author's mistake on the author's own grid keeps its traceback
         main(experiment=broken, out=tmp_path / "own")
     for wrong in (lambda results: None, (lambda results: None,)):
-        with pytest.raises(TypeError, match="must return a matplotlib Figure|must be functions, got a function"):
+        with pytest.raises(TypeError, match=r"must return a matplotlib Figure|must be functions, got a function"):
             main(experiment=SMALL._replace(figures=wrong), out=tmp_path / "own")
 
 
