@@ -126,7 +126,7 @@ def _redraw(experiment: Experiment, values: dict[str, Any], console: Console) ->
     if results.folder != target:
         say(console, f"drawn from the reference results in {results.folder}")
     elif not values["accept"]:
-        fingerprint.check(experiment, experiment.sweeps(values["scale"]), values["scale"], results.manifest, target)
+        fingerprint.check(experiment, scales.sweeps(experiment, values["scale"]), values["scale"], results.manifest, target)
     for path in api.publish(experiment, results, folder=target, tell=lambda sentence: say(console, sentence)):
         say(console, str(path))
     return 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dlexp import learner, losses, models, optim
+from dlexp import learners, losses, models, optim
 from dlexp.data import bundled
 from dlexp.sweep import grid
 from dlexp.types import Range
@@ -123,7 +123,7 @@ def test_an_equinox_module_computes_what_it_computes_by_itself():
 def test_runs_of_such_modules_train_in_one_program(name, devices):
     def make_learner(config, num_steps):
         data = bundled.load("digits")
-        return learner.supervised(MODELS[name](), losses.softmax_cross_entropy, optim.adam(), data, batch_size=16)
+        return learners.supervised(MODELS[name](), losses.softmax_cross_entropy, optim.adam(), data, batch_size=16)
 
     points = grid(hyper={"learning_rate": (1e-6, 0.01)}, seeds=2)
     rows = finished(points, devices, make_learner=make_learner, num_steps=60, num_evals=2)

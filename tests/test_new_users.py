@@ -20,7 +20,7 @@ from tests.test_cli import main
 
 FILE = '''
 """Does it run?"""
-from dlexp import learner, losses, models, optim
+from dlexp import learners, losses, models, optim
 from dlexp.data import bundled
 from dlexp.sweep import grid
 from dlexp.types import Experiment, Sweep
@@ -33,18 +33,18 @@ def network():
     return models.mlp(width=WIDTH, num_layers=2, num_outputs=10)
 
 def make_learner(config, num_steps):
-    return learner.supervised(
+    return learners.supervised(
         network(), losses.softmax_cross_entropy, optim.adam(), bundled.load("digits"), batch_size=16
     )
 
 def sweeps(scale):
     return {"main": Sweep(grid(hyper={"learning_rate": RATES}, seeds=2), make_learner, 20, 2)}
 
-def figures(results):
+def drawn(results):
     from matplotlib.figure import Figure
-    return {"drawn": Figure(facecolor=COLOR)}
+    return Figure(facecolor=COLOR)
 
-EXPERIMENT = Experiment("tests.own", 1, __doc__.strip(), sweeps, figures)
+EXPERIMENT = Experiment("tests.own", 1, __doc__.strip(), sweeps, (drawn,))
 '''
 
 
@@ -181,7 +181,7 @@ OWN_LEARNER = changed(
 
 def supervised(model="network()", optimizer="optim.adam()", data="bundled.load()"):
     parts = f"{model}, losses.softmax_cross_entropy, {optimizer}, {data}, batch_size=4"
-    return f"return learner.supervised({parts})\n    Learner("
+    return f"return learners.supervised({parts})\n    Learner("
 
 
 CARELESS = [

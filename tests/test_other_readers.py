@@ -20,10 +20,11 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from dlexp import analysis, api, claims, progress
+from dlexp import api, progress
 from dlexp.results import ResultsError, convert, files, folders, load, netcdf, places, store, strictjson, table
 from dlexp.results.columns import of_grid
 from dlexp.results.table import Part, Table
+from dlexp.study import claims, statistics
 from dlexp.sweep import grid
 from dlexp.types import Experiment, Learner, Range, Sweep
 from tests.test_readme import blocks
@@ -140,9 +141,9 @@ def test_integer_axes_come_back_as_integers_where_other_runs_lack_them_too(tmp_p
     assert some.frame["num_train"].dtype == np.int64
     assert some.labelled("test/loss").indexes["num_train"].tolist() == [5, 10]
     assert some.labelled("test/loss").indexes["num_train"].dtype == np.int64
-    means = analysis.points(main, "test/loss").set_index("num_train")["mean"]
+    means = statistics.points(main, "test/loss").set_index("num_train")["mean"]
     assert means[5] == means[10] == 0.5
-    assert len(analysis.points(main, "test/loss")) == 6
+    assert len(statistics.points(main, "test/loss")) == 6
 
 
 def test_seeds_of_ten_digits_are_told_apart(tmp_path):
