@@ -136,7 +136,8 @@ def make(identity: Identity, sweep: Sweep, devices: list[jax.Device]) -> Plan:
     axes_read = set[str]()
     guarded = contract.guarded(f"sweep {identity.sweep}", sweep, axes_read)
     groups = tuple(_group(identity, guarded, family, devices) for family in sweep.grid.families())
-    contract.check_all_read(f"sweep {identity.sweep}", sweep.grid, axes_read)
+    if not any(group.measure for group in groups):  # those read when they measure
+        contract.check_all_read(f"sweep {identity.sweep}", sweep.grid, axes_read)
     return Plan(identity, sweep, groups, len(devices))
 
 
@@ -171,7 +172,8 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
         if sweep.num_steps:
             raise ValueError(f"sweep {identity.sweep}: a measurement takes no steps, so num_steps must be 0")
         idle = Learner({}, learner.hyper, _never, None, _never)
-        return Group(family, idle, seeds_by_runs, Layout(1), 0, 0, 0.0, measure=learner.measure)
+        sizes: dict[str, Any] = {"num_params": 0, "state_bytes": 0, "flops": 0.0}
+        return Group(family, idle, seeds_by_runs, Layout(1), **sizes, measure=learner.measure)
     if not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in jax.tree.leaves(learner.data)):
         raise TypeError(
             f"sweep {identity.sweep}: a learner's data must be arrays; wrap numbers and lists in np.asarray"
@@ -186,11 +188,10 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
     checked = contract.checked(f"sweep {identity.sweep}", learner)
     state = jax.eval_shape(checked.init, key, hyper, data)
     with choices.asked() as asked:
-        traced = [
-            cost.traced(function, key, hyper, data, state)
-            for function in (checked.evaluate, checked.update and checked.step)
-            if function
-        ]
+        traced = [cost.traced(checked.evaluate, key, hyper, data, state)]
+        if checked.update:
+            step = [jax.ShapeDtypeStruct((), np.int32)] if checked.is_told_the_step else []
+            traced.append(cost.traced(checked.step, key, hyper, data, state, *step))
     costs = [cost.of(jaxpr) for jaxpr in traced]
     left_open = {name: options for name, options in asked.items() if len(options) > 1}
     width = _default_width(devices, state, data, costs, count_runs(seeds_by_runs))
@@ -199,19 +200,20 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
         left_open["seed"] = (choices.OWN, choices.SHARED)
     program = pace.name_of([*traced, sorted(left_open.items())], devices)  # with other options the fastest is another
     measured = pace.recall(program)
+    flops = sum(times * each.flops for times, each in zip((sweep.num_evals + 1, sweep.num_steps), costs, strict=False))
     group = Group(
-        family,
-        learner,
-        seeds_by_runs,
-        default,
-        _num_params(state),
-        cost.num_bytes(state),
-        sum(times * each.flops for times, each in zip((sweep.num_evals + 1, sweep.num_steps), costs, strict=False)),
-        costs[0].flops,
-        max(1, min(EVALUATIONS_KEPT, KEPT_BYTES // max(_num_bytes_made(traced[0]), 1))),
-        left_open,
-        program,
-        measured,
+        family=family,
+        learner=learner,
+        seeds_by_runs=seeds_by_runs,
+        layout=default,
+        num_params=_num_params(state),
+        state_bytes=cost.num_bytes(state),
+        flops=flops,
+        evaluation_flops=costs[0].flops,
+        num_kept=max(1, min(EVALUATIONS_KEPT, KEPT_BYTES // max(_num_bytes_made(traced[0]), 1))),
+        open=left_open,
+        program=program,
+        measured=measured,
     )
     layout = measured.layout if measured and measured.is_chosen else default
     return group.with_layout(evened(layout, seeds_by_runs, len(devices)))

@@ -281,7 +281,7 @@ def _initialize(learner: Learner) -> Callable[..., Carry]:
         state = learner.init(key, hyper, data)
         means: Any = {}
         if learner.update is not None:
-            _, metrics = jax.eval_shape(learner.step, key, hyper, data, state)
+            _, metrics = jax.eval_shape(learner.step, key, hyper, data, state, np.int32(0))
             means = jax.tree.map(_zero_mean, dict(metrics))
         return Carry(state, jnp.full((), -1, jnp.int32), means)
 
@@ -293,7 +293,7 @@ def _one_step(learner: Learner) -> Callable[..., Carry]:
     make_step = _step(learner)
 
     def one_step(seed: jax.Array, hyper: Any, data: Any, carry: Carry, origin: jax.Array, index: jax.Array) -> Carry:
-        drawn = learner.draw(jax.random.fold_in(_key(seed, _UPDATE), index), hyper, data)
+        drawn = learner.told(learner.draw, index)(jax.random.fold_in(_key(seed, _UPDATE), index), hyper, data)
         return make_step(drawn, hyper, data, carry, origin, index)
 
     return one_step
@@ -304,7 +304,7 @@ def _step(learner: Learner) -> Callable[..., Carry]:
     update = learner.update
 
     def step(drawn: PyTree, hyper: Any, data: Any, carry: Carry, origin: jax.Array, index: jax.Array) -> Carry:
-        state, metrics = update(drawn, hyper, data, carry.state)
+        state, metrics = learner.told(update, index)(drawn, hyper, data, carry.state)
         first_time = (carry.nonfinite_at < 0) & ~_all_finite(metrics)
         nonfinite_at = jnp.where(first_time, index + 1, carry.nonfinite_at)
         means = jax.tree.map(_running_mean(index - origin), carry.means, dict(metrics))
@@ -326,7 +326,7 @@ def _steps(learner: Learner) -> Callable[..., Carry]:
         key = _key(seed, _UPDATE)
 
         def draw(index: jax.Array) -> PyTree:
-            return learner.draw(jax.random.fold_in(key, index), hyper, data)
+            return learner.told(learner.draw, index)(jax.random.fold_in(key, index), hyper, data)
 
         def block(number: jax.Array, carry: Carry) -> Carry:
             begin = first + number * STEPS_DRAWN
