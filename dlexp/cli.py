@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from dlexp import interrupt
+
+interrupt.quiet_start()  # before the imports below, which take seconds
 
 from absl import flags
 from rich.console import Console
@@ -24,15 +27,33 @@ from dlexp.types import Experiment
 if TYPE_CHECKING:
     from dlexp.sweep.plan import Plan
 
-INTERRUPTED = 130
+INTERRUPTED = interrupt.INTERRUPTED
 _USAGE = 2
+_STOPPED = "stopped; what was finished is saved, and the same command goes on from there"
 
 
 def main(experiment: Experiment, argv: Sequence[str] | None = None) -> NoReturn:
     """Runs an experiment as its flags say and exits: 0 done, 1 the results cannot be used, 2 bad flags, 130 stopped."""
-    argv = list(sys.argv if argv is None else argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(run(experiment, argv, Console(emoji=False), Console(emoji=False, stderr=True)))
+    console, errors = Console(emoji=False), Console(emoji=False, stderr=True)
+    words = list(sys.argv if argv is None else argv)
+    sys.exit(ended(lambda: run(experiment, words, console, errors), console))
+
+
+def ended(command: Callable[[], int], console: Console) -> int:
+    """Runs a command, from its first line on prepared for SIGINT and SIGTERM, and returns its exit status.
+
+    After one of them the process ends here, rather than wait for what is still being compiled.
+    """
+    try:
+        with interrupt.watched(lambda sentence: say(console, sentence)):
+            status = command()
+    except KeyboardInterrupt:
+        say(console, _STOPPED)
+        status = INTERRUPTED
+    if status == INTERRUPTED:
+        sys.stdout.flush()
+        os._exit(status)
+    return status
 
 
 def run(experiment: Experiment, argv: Sequence[str], console: Console, errors: Console) -> int:
@@ -56,7 +77,7 @@ def run(experiment: Experiment, argv: Sequence[str], console: Console, errors: C
         say(errors, f"error: {error.filename or 'a file'}: {error.strerror or error}")
         return 1
     except KeyboardInterrupt:
-        say(console, "stopped; what was finished is saved, and the same command goes on from there")
+        say(console, _STOPPED)
         return INTERRUPTED
 
 
@@ -126,7 +147,9 @@ def _redraw(experiment: Experiment, values: dict[str, Any], console: Console) ->
     if results.folder != target:
         say(console, f"drawn from the reference results in {results.folder}")
     elif not values["accept"]:
-        fingerprint.check(experiment, experiment.sweeps(values["scale"]), values["scale"], results.manifest, target)
+        fingerprint.check(
+            experiment, scales.sweeps(experiment, values["scale"]), values["scale"], results.manifest, target
+        )
     for path in api.publish(experiment, results, folder=target, tell=lambda sentence: say(console, sentence)):
         say(console, str(path))
     return 0

@@ -23,6 +23,7 @@ import numpy as np
 import dlexp
 from dlexp.results.files import ResultsError
 from dlexp.sources import is_own_file
+from dlexp.sweep import scales
 from dlexp.types import Experiment, Sweep
 
 _PLAIN = (str, bytes, int, float, complex, bool, type(None))
@@ -66,7 +67,7 @@ def check(
             raise ResultsError(_changed(experiment, name, code, now, folder))
     files = {file_of(sweep.make_learner) for sweep in sweeps.values()}
     strangers = [name for name, code in known.items() if code["file"] and code["file"] not in files]
-    strangers = [name for name in strangers if name not in sweeps and name not in experiment.sweeps(scale)]
+    strangers = [name for name in strangers if name not in sweeps and name not in scales.sweeps(experiment, scale)]
     if strangers and any(files):
         raise ResultsError(
             f"{folder} holds sweep {strangers[0]} of {known[strangers[0]]['file']}, another experiment of the name "

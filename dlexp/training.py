@@ -19,7 +19,8 @@ from dlexp.results import checkpoint, columns, folders, store, strictjson, table
 from dlexp.results.files import ResultsError
 from dlexp.sweep import engine, machine, pace, tuning
 from dlexp.sweep.engine import Advanced, Compiling, Finished, Narrowed, Snapshot
-from dlexp.sweep.pace import Layout, Measured, Pace
+from dlexp.sweep.layouts import Layout
+from dlexp.sweep.pace import Measured, Pace
 from dlexp.types import Experiment
 
 if TYPE_CHECKING:
@@ -211,11 +212,11 @@ class _Sweep:
         num_chunks = sum(self._plan.num_chunks(groups[index]) for index in self._paces)
         for index, paced in self._paces.items():
             group, measured = groups[index], paced._replace(start=paced.start + afterwards / num_chunks)
-            known = pace.recall(group.program)
+            known = pace.recall(group.program_hash)
             if known and known.layout == group.layout:
-                pace.remember(group.program, known._replace(pace=measured))
+                pace.remember(group.program_hash, known._replace(pace=measured))
             elif known is None or not known.is_chosen:
-                pace.remember(group.program, Measured(group.layout, measured))
+                pace.remember(group.program_hash, Measured(group.layout, measured))
 
     def _saved(self) -> set[str]:
         identity = self._plan.identity

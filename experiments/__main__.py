@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import signal
 import sys
 import time
 import traceback
@@ -136,8 +135,4 @@ def _run_all(arguments: Sequence[str], console: Console) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        sys.exit(main(sys.argv))
-    except KeyboardInterrupt:
-        sys.exit(cli.INTERRUPTED)
+    sys.exit(cli.ended(lambda: main(sys.argv), Console(emoji=False)))

@@ -13,7 +13,7 @@ from dlexp.ops import convolution
 from dlexp.sweep import engine, grid, machine, tuning
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Identity
-from dlexp.sweep.pace import Layout
+from dlexp.sweep.layouts import Layout
 from dlexp.types import Experiment, Sweep
 from tests.conftest import finished, metric, small_learner
 

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dlexp import api, cli, learner, losses, models, optim, progress
+from dlexp import api, cli, learners, losses, models, optim, progress
 from dlexp.data import bundled
 from dlexp.results import folders, load, store
+from dlexp.study import style
 from dlexp.sweep import grid
 from dlexp.types import Experiment, Sweep
 from experiments.optimization.optimizers import EXPERIMENT
@@ -51,7 +52,7 @@ def sweeps_with_every_kind_of_axis(scale):
     def make_learner(config, num_steps):
         data = bundled.load("digits")
         model = models.mlp(width=8, num_layers=2, num_outputs=10)
-        return learner.supervised(
+        return learners.supervised(
             model, losses.softmax_cross_entropy, optim.adam(optim.cosine(10)), data, batch_size=16
         )
 
@@ -182,14 +183,11 @@ def test_results_of_another_version_are_not_drawn(tmp_path):
 
 
 def test_figures_may_have_dots_in_their_names(tmp_path):
-    def figures(results):
-        from matplotlib.figure import Figure
+    from matplotlib.figure import Figure
 
-        return {"rate_0.1": Figure(), "rate_0.2": Figure()}
-
-    main(experiment=SMALL._replace(figures=figures), out=tmp_path)
-    drawn = folders.folder_of(tmp_path, SMALL.name, "smoke") / "figures"
-    assert sorted(path.name for path in drawn.glob("*.svg")) == ["rate_0.1.svg", "rate_0.2.svg"]
+    for name in ("rate_0.1", "rate_0.2"):
+        style.save(Figure(), tmp_path / name)
+    assert sorted(path.name for path in tmp_path.glob("*.svg")) == ["rate_0.1.svg", "rate_0.2.svg"]
 
 
 def saved_ids(folder):
@@ -262,27 +260,28 @@ def test_fresh_drops_only_the_chosen_sweeps_and_the_seconds_spent_on_them(tmp_pa
 
 
 def test_figures_and_claims_of_another_grid_do_not_stay(tmp_path):
-    def figures(results):
+    def drawn(results):
         from matplotlib.figure import Figure
 
         if len(results["main"]) != 4:
             raise KeyError("a rate that the figure needs")
-        return {"drawn": Figure()}
+        return Figure()
 
-    drawn = SMALL._replace(figures=figures)
-    main(experiment=drawn, out=tmp_path)
+    experiment = SMALL._replace(figures=(drawn,))
+    main(experiment=experiment, out=tmp_path)
     folder = folders.folder_of(tmp_path, SMALL.name, "smoke")
     assert (folder / "figures/drawn.svg").exists()
-    status, said, _ = main("--seeds=3", experiment=drawn, out=tmp_path)
+    status, said, _ = main("--seeds=3", experiment=experiment, out=tmp_path)
     assert status == 0
     assert "no figures and claims" in said
     assert not (folder / "figures").exists()
     assert not (folder / "claims.json").exists()
-    broken = SMALL._replace(figures=lambda results: 1 / 0)
+    broken = SMALL._replace(figures=(lambda results: 1 / 0,))
     with pytest.raises(ZeroDivisionError):  # the author's mistake on the author's own grid keeps its traceback
         main(experiment=broken, out=tmp_path / "own")
-    with pytest.raises(TypeError, match="must return"):
-        main(experiment=SMALL._replace(figures=lambda results: None), out=tmp_path / "own")
+    for wrong in (lambda results: None, (lambda results: None,)):
+        with pytest.raises(TypeError, match=r"must return a matplotlib Figure|must be functions, got a function"):
+            main(experiment=SMALL._replace(figures=wrong), out=tmp_path / "own")
 
 
 def test_results_with_runs_missing_are_not_judged(tmp_path):
@@ -417,9 +416,8 @@ def test_redrawing_imports_no_engine(tmp_path):
 
 def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(tmp_path):
     flags = ["--num_steps=2000", "--sweep=mnist1d", "--seeds=10"]
-    command = [sys.executable, "-m", MODULE, "--scale=smoke", *flags]
     process = subprocess.Popen(
-        [*command, f"--out={tmp_path / 'stopped'}"],
+        [sys.executable, "-m", MODULE, "--scale=smoke", *flags, f"--out={tmp_path / 'stopped'}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -438,7 +436,8 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(tmp_path):
     assert not moved
     assert 0 < len(saved) < 60
     for out in ("stopped", "undisturbed"):
-        subprocess.run([*command, f"--out={tmp_path / out}"], check=True, capture_output=True, cwd=ROOT)
+        status, _, said = main(*flags, experiment=EXPERIMENT, out=tmp_path / out)
+        assert status == 0, said
     stopped, undisturbed = (
         load(folders.folder_of(tmp_path / out, EXPERIMENT.name, "smoke")) for out in ("stopped", "undisturbed")
     )
@@ -481,10 +480,13 @@ def test_what_a_smaller_grid_can_show_is_drawn_and_the_rest_is_named(tmp_path):
         table.select(learning_rate=rate)
         return Figure()
 
-    def figures(results):
-        return {"low": lambda: needs(results["main"], 0.01), "high": lambda: needs(results["main"], 0.1)}
+    def low(results):
+        return needs(results["main"], 0.01)
 
-    partly = SMALL._replace(figures=figures)
+    def high(results):
+        return needs(results["main"], 0.1)
+
+    partly = SMALL._replace(figures=(low, high))
     folder = folders.folder_of(tmp_path, SMALL.name, "smoke")
     main(experiment=partly, out=tmp_path)
     assert {path.stem for path in (folder / "figures").iterdir()} == {"low", "high"}

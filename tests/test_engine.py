@@ -10,7 +10,7 @@ import pytest
 
 from dlexp import api, learners, losses, models, optim
 from dlexp.data import bundled
-from dlexp.sweep import engine, geomspace, grid, programs, recorder
+from dlexp.sweep import engine, geomspace, grid, layouts, programs, recorder
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Identity
 from dlexp.theory.optimizers import quadratic_contraction
@@ -37,30 +37,33 @@ def quadratic_learner(config, num_steps):
     )
 
 
-def plain_loop(config, hyper, seed, num_steps):
-    """One run with nothing of the engine, the learner or the optimizer factory: raw Optax, jitted apply."""
-    data = bundled.load("digits")
+def plain_step(config):
+    """The jitted step and the jitted loss of `plain_loop`, for every rate and seed."""
     model = models.mlp(width=8, num_layers=2, num_outputs=10)
-    tx = {"adam": optax.adam, "sgd": optax.sgd}[config](hyper["learning_rate"])
+
+    def loss(params, key, inputs, labels):
+        logits, _ = model.apply({"params": params}, {}, inputs, key=key, train=True)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def step(params, opt_state, rate, *batch):
+        grads = jax.grad(loss)(params, *batch)
+        updates, opt_state = {"adam": optax.adam, "sgd": optax.sgd}[config](rate).update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    return model, jax.jit(step), jax.jit(loss)
+
+
+def plain_loop(config, rate, seed, num_steps, model, step, loss):
+    """One run with nothing of the engine, the learner or the optimizer factory: a loop over a jitted step of Optax."""
+    data = bundled.load("digits")
     init_key, update_key = (jax.random.fold_in(jax.random.key(np.uint32(seed)), purpose) for purpose in (0, 1))
     params = model.init(init_key, {"init_scale": 1.0, "bias_scale": 0.0}, data.train.inputs[:1])["params"]
-    opt_state = tx.init(params)
-
-    @jax.jit
-    def logits(params, inputs):
-        return model.apply({"params": params}, {}, inputs, key=update_key, train=True)[0]
-
-    @jax.jit
-    def loss(params, inputs, labels):
-        return optax.softmax_cross_entropy_with_integer_labels(logits(params, inputs), labels).mean()
-
-    for step in range(num_steps):
-        batch_key, _ = jax.random.split(jax.random.fold_in(update_key, step))
+    opt_state = {"adam": optax.adam, "sgd": optax.sgd}[config](rate).init(params)
+    for place in range(num_steps):
+        batch_key, _ = jax.random.split(jax.random.fold_in(update_key, place))
         rows = jax.random.randint(batch_key, (16,), 0, len(data.train.inputs))
-        grads = jax.grad(loss)(params, data.train.inputs[rows], data.train.labels[rows])
-        updates, opt_state = tx.update(grads, opt_state, params)
-        params = optax.apply_updates(params, updates)
-    return float(loss(params, data.test.inputs, data.test.labels))
+        params, opt_state = step(params, opt_state, rate, update_key, data.train.inputs[rows], data.train.labels[rows])
+    return float(loss(params, update_key, data.test.inputs, data.test.labels))
 
 
 @pytest.mark.usefixtures("x64")
@@ -68,9 +71,10 @@ def test_a_vmapped_sweep_equals_a_plain_loop_in_double_precision(devices):
     rates = (0.01, 0.1)
     rows = finished(grid(config={"optimizer": ("adam", "sgd")}, hyper={"learning_rate": rates}, seeds=2), devices)
     for optimizer in ("adam", "sgd"):
+        plain = plain_step(optimizer)
         for rate in rates:
             for seed in (0, 1):
-                expected = plain_loop(optimizer, {"learning_rate": rate}, seed, 20)
+                expected = plain_loop(optimizer, rate, seed, 20, *plain)
                 measured = metric(rows, (optimizer, rate, seed), "test/loss")[-1]
                 # Double precision rounds at 1e-16; 20 steps of different summation order cost some digits.
                 assert measured == pytest.approx(expected, rel=1e-11)
@@ -188,7 +192,7 @@ def test_the_next_chunk_is_put_on_the_devices_before_this_one_is_finished(device
         return arguments(group, runs, sharding)
 
     monkeypatch.setattr(programs, "arguments", noted)
-    rows = planning.DEFAULT_WIDTH["cpu"] * len(devices)
+    rows = layouts.DEFAULT_WIDTH["cpu"] * len(devices)
     declared = Sweep(grid(hyper={"learning_rate": (0.1,)}, seeds=2 * rows + 1), small_learner, 20, 2)
     plan = planning.make(Identity("tests.ahead", 1, "main", 20), declared, devices)
     seen = [len(put) for event in engine.train(plan, devices) if isinstance(event, engine.Finished)]

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from dlexp import api
+from dlexp import api, training
 from dlexp.results import folders, load
 from dlexp.study import claims, style
 from dlexp.sweep import scales
+from dlexp.sweep.plan import Plan
 from dlexp.types import Experiment
 from experiments.__main__ import experiment_of, main, markdown_table, module_names
 from tests.conftest import counted_compiles
@@ -24,6 +26,10 @@ by_name = pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experime
 
 def reference(experiment: Experiment):
     return load(folders.folder_of(api.REFERENCE, experiment.name, "cpu"))
+
+
+def trains(plan: Plan) -> bool:
+    return any(group.measure is None for group in plan.groups)
 
 
 @by_name
@@ -50,9 +56,14 @@ def test_the_smoke_scale_trains_draws_and_judges(experiment, tmp_path):
     assert {name.removesuffix(".svg") for name in drawn if name.endswith(".svg")} == {
         name.removesuffix(".png") for name in drawn if name.endswith(".png")
     }
-    with counted_compiles() as again:  # all of it is trained once more, from the cache on disk
-        api.run(experiment, scale="smoke", out=tmp_path / "again")
+    with counted_compiles() as again:  # all that is trained is trained once more, from the cache on disk
+        plans = {name: plan for name, plan in api.plan(experiment, scale="smoke").items() if trains(plan)}
+        training.train(
+            experiment, plans, scale="smoke", folder=tmp_path / "again", fresh=False, console=Console(quiet=True)
+        )
     assert again == []
+    for name in plans:
+        assert len(load(tmp_path / "again")[name]) == len(results[name])
 
 
 @by_name

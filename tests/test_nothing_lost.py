@@ -20,7 +20,7 @@ from rich.console import Console
 
 from dlexp import api, cli, progress, training
 from dlexp.results import checkpoint, files, folders, load, store
-from dlexp.sweep import engine, grid, programs
+from dlexp.sweep import engine, grid, layouts, programs
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Identity
 from dlexp.types import Experiment, Learner, Range, Sweep
@@ -34,11 +34,11 @@ CHILD = """
 import builtins, os, resource, signal, sys
 from dlexp import cli, learners, losses, models, optim
 from dlexp.data import bundled
-from dlexp.sweep import grid, machine, plan
+from dlexp.sweep import grid, layouts, machine
 from dlexp.types import Experiment, Sweep
 
-plan.CACHED_BYTES = float("inf")  # large networks, too, are begun 8 at once on a device
-plan.WIDEST = 8  # and small ones: there are many chunks
+layouts.CACHED_BYTES = float("inf")  # large networks, too, are begun 8 at once on a device
+layouts.MAX_WIDTH_OF_SMALL = 8  # and small ones: there are many chunks
 out, kind, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
 width, num_layers = {"memory": (1024, 8)}.get(kind, (8, 2))
 num_steps = {"store": 20, "random": 400, "memory": 2}[kind]
@@ -487,7 +487,7 @@ def small_disk(tmp_path):
 
 def test_a_really_full_disk_is_said_and_room_lets_it_go_on(small_disk, monkeypatch):
     monkeypatch.setattr(store, "FILE_SECONDS", 0.0)  # many small files: some of them fit
-    monkeypatch.setattr(planning, "WIDEST", 8)
+    monkeypatch.setattr(layouts, "MAX_WIDTH_OF_SMALL", 8)
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"x" * 170_000)
     status, _, errors = main("--seeds=200", "--sweep=main", out=small_disk)

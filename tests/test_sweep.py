@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlexp.sweep import axes, cost, geomspace, grid, machine
+from dlexp.sweep import axes, cost, geomspace, grid, layouts, machine
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Block, Grid, Identity, Run, run_id
 from dlexp.types import Learner, Measurement, Range, Sweep
@@ -321,7 +321,7 @@ def test_a_plan_knows_what_it_will_cost(devices):
 def test_the_width_shrinks_until_a_call_fits_into_memory(devices, monkeypatch):
     monkeypatch.setattr(machine, "device_memory", lambda devices: 2e6)
     (narrow,) = plan_of(grid(hyper={"learning_rate": (0.1,)}), devices).groups
-    assert narrow.width < planning.DEFAULT_WIDTH["cpu"]
+    assert narrow.width < layouts.DEFAULT_WIDTH["cpu"]
 
 
 def test_many_small_networks_are_begun_wide_and_few_as_any_others(devices):
@@ -330,9 +330,9 @@ def test_many_small_networks_are_begun_wide_and_few_as_any_others(devices):
         return group.width
 
     usual, wide = width_of(1), width_of(100_000)
-    assert usual == planning.DEFAULT_WIDTH["cpu"]
-    assert usual < wide <= planning.WIDEST
-    full = planning.FULL_CALLS * wide * len(devices)
+    assert usual == layouts.DEFAULT_WIDTH["cpu"]
+    assert usual < wide <= layouts.MAX_WIDTH_OF_SMALL
+    full = layouts.MIN_WIDE_CALLS * wide * len(devices)
     assert {width_of(num_runs) for num_runs in (2, full - 1)} == {usual}  # more runs compile nothing
     assert {width_of(num_runs) for num_runs in (full, 10 * full)} == {wide}
 

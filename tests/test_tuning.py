@@ -20,10 +20,11 @@ from dlexp.data import Dataset, bundled
 from dlexp.models import ConvLayer, perceptron
 from dlexp.ops import choices, compiler
 from dlexp.results import load
-from dlexp.sweep import engine, grid, machine, pace, programs, tuning
+from dlexp.sweep import engine, grid, layouts, machine, pace, programs, tuning
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Identity
-from dlexp.sweep.pace import Layout, Measured, Pace
+from dlexp.sweep.layouts import Layout
+from dlexp.sweep.pace import Measured, Pace
 from dlexp.sweep.recorder import Recorder
 from dlexp.types import Experiment, Sweep
 from tests.conftest import small_learner
@@ -88,7 +89,7 @@ def losses_of(plan, devices, **options):
 def test_a_group_says_what_its_networks_leave_open(devices, kind, open_choices):
     group = plan_of(kind, devices).groups[0]
     assert group.choices == open_choices | {"optimizer": ("one_pass", "passes")}
-    assert plan_of(kind, devices).groups[0].program == group.program  # asked anew, named alike
+    assert plan_of(kind, devices).groups[0].program_hash == group.program_hash  # asked anew, named alike
 
 
 def test_a_choice_that_is_none_of_the_options_is_refused():
@@ -136,10 +137,10 @@ def test_adam_updates_moments_and_weights_in_one_loop_where_that_was_chosen(devi
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere there is one way to update")
 def test_what_was_timed_with_other_options_open_is_timed_again(devices, monkeypatch):
-    before = plan_of("shallow", devices).groups[0].program
-    assert plan_of("shallow", devices).groups[0].program == before
+    before = plan_of("shallow", devices).groups[0].program_hash
+    assert plan_of("shallow", devices).groups[0].program_hash == before
     monkeypatch.setattr(compiler, "ways_to_update", lambda: (compiler.ONE_PASS,))
-    assert plan_of("shallow", devices).groups[0].program != before
+    assert plan_of("shallow", devices).groups[0].program_hash != before
 
 
 def sweep_of(runs, devices):
@@ -184,6 +185,7 @@ def test_a_call_of_one_seed_goes_on_where_it_stopped(devices, monkeypatch):
     np.testing.assert_array_equal(losses_of(plan, devices, resume=halfway.get), whole)
 
 
+@pytest.mark.alone
 def test_a_grid_of_many_seeds_is_walked_seed_by_seed_in_no_time(devices):
     plan = sweep_of(grid(hyper={"learning_rate": RATES}, seeds=200_000), devices)
     shared = plan.groups[0].with_layout(Layout(1, False, SHARED))
@@ -207,20 +209,20 @@ def test_a_seed_may_be_shared_where_most_runs_have_many_of_theirs(devices, num_r
 
 def test_calls_of_one_seed_are_equally_full():
     own, shared = Layout(8), Layout(8, False, SHARED)
-    assert planning.evened(own, {20: 3}, 2) == own
-    evened = planning.evened(shared, {20: 3}, 2)
+    assert layouts.with_equal_calls(own, {20: 3}, 2) == own
+    evened = layouts.with_equal_calls(shared, {20: 3}, 2)
     assert evened.width == 5
-    assert planning.evened(evened, {20: 3}, 2) == evened
+    assert layouts.with_equal_calls(evened, {20: 3}, 2) == evened
 
 
 def test_a_layout_kept_for_other_runs_of_a_seed_is_evened(devices, monkeypatch, tmp_path):
     monkeypatch.setenv("DLEXP_CACHE_DIR", str(tmp_path))
     rates = tuple(float(place) for place in range(1, 41))
     (group,) = sweep_of(grid(hyper={"learning_rate": rates}), devices).groups
-    pace.remember(group.program, Measured(Layout(20, False, SHARED), Pace(0.1, 0.2, 0.3), is_chosen=True))
+    pace.remember(group.program_hash, Measured(Layout(20, False, SHARED), Pace(0.1, 0.2, 0.3), is_chosen=True))
     for num_rates, width in ((40, 20 * 2 // len(devices)), (30, -(-30 // len(devices)))):
         (known,) = sweep_of(grid(hyper={"learning_rate": rates[:num_rates]}), devices).groups
-        assert known.layout == planning.evened(Layout(20, False, SHARED), {num_rates: 1}, len(devices))
+        assert known.layout == layouts.with_equal_calls(Layout(20, False, SHARED), {num_rates: 1}, len(devices))
         assert known.width <= max(width, 20)
         assert (known.measured is None) == (known.layout.width != 20)
 
@@ -321,10 +323,12 @@ def test_what_came_close_is_tried_again_at_the_best_width(devices):
     assert tuning._best(tried) == Layout(2, False, (("optimizer", "passes"),))
 
 
-def test_a_group_that_pays_is_timed_and_the_fastest_layout_kept(devices, monkeypatch):
-    plan = plan_of("cnn", devices, num_steps=50_000)
+@pytest.mark.alone
+@pytest.mark.parametrize("kind", ["shallow", pytest.param("cnn", marks=pytest.mark.slow)])
+def test_a_group_that_pays_is_timed_and_the_fastest_layout_kept(devices, monkeypatch, kind):
+    plan = plan_of(kind, devices, num_steps=50_000)
     said = []
-    short = plan_of("cnn", devices)
+    short = plan_of(kind, devices)
     assert tuning.tuned(short, devices, [6], tell=said.append) == short
     assert not said  # 20 steps are over before anything is compiled
     monkeypatch.setattr(tuning, "WORTH_SECONDS", 0.0)
@@ -335,7 +339,7 @@ def test_a_group_that_pays_is_timed_and_the_fastest_layout_kept(devices, monkeyp
     assert len(group.measured.rates) >= 4
     fastest = max(group.measured.rates.values())
     assert group.measured.rates[str(group.layout)] * (tuning.GAIN + 0.01) * 2 > fastest  # padding counts, too
-    again = plan_of("cnn", devices, num_steps=50_000)
+    again = plan_of(kind, devices, num_steps=50_000)
     assert again.groups[0].layout == group.layout  # from the disk
     assert tuning.tuned(again, devices, [6]) == again
     assert again.seconds(again.groups[0]) > 0
@@ -375,7 +379,7 @@ def test_a_resumed_sweep_and_a_run_alone_keep_the_layout(devices, tmp_path, monk
     first = api.run(experiment(2), **quiet)
     (group,) = api.plan(experiment(2), scale="smoke")["main"].groups
     assert group.measured.pace.step > 0  # from the training
-    pace.remember(group.program, Measured(Layout(2), group.measured.pace, is_chosen=True))
+    pace.remember(group.program_hash, Measured(Layout(2), group.measured.pace, is_chosen=True))
     assert api.plan(experiment(2), scale="smoke")["main"].groups[0].layout == Layout(2)
     api.run(experiment(3), **quiet)
     about = json.loads((first.folder / "manifest.json").read_text())
@@ -392,12 +396,12 @@ def test_the_pace_of_the_last_training_is_known_unless_another_layout_was_chosen
     monkeypatch.setenv("DLEXP_CACHE_DIR", str(tmp_path / "cache"))
     (group,) = api.plan(experiment(2), scale="smoke")["main"].groups
     former = Measured(Layout(2), Pace(1.0, 1.0, 1.0), is_chosen)
-    pace.remember(group.program, former)
+    pace.remember(group.program_hash, former)
     plan = api.plan(experiment(2), scale="smoke")
     narrow = {"main": plan["main"]._replace(groups=(group.with_layout(Layout(8)),))}
     quiet = Console(file=io.StringIO())
     training.train(experiment(2), narrow, scale="smoke", folder=tmp_path / "any", fresh=False, console=quiet)
-    known = pace.recall(group.program)
+    known = pace.recall(group.program_hash)
     assert (known == former) == is_chosen
     assert known.layout == Layout(2 if is_chosen else 8)
 
@@ -431,7 +435,7 @@ def test_a_call_makes_no_more_evaluations_than_it_may_keep():
 def test_how_many_evaluations_a_call_keeps_changes_nothing(devices):
     plan = plan_of("shallow", devices, num_steps=60, num_evals=30)
     (group,) = plan.groups
-    assert group.num_kept == planning.EVALUATIONS_KEPT
+    assert group.num_kept == planning.MAX_EVALUATIONS_KEPT
     all_at_once = losses_of(plan, devices)
     for num_kept in (1, 7):
         few = plan._replace(groups=(group._replace(num_kept=num_kept),))
@@ -445,6 +449,7 @@ def test_evaluations_under_way_together_are_those_made_one_by_one(devices, monke
     np.testing.assert_array_equal(losses_of(plan, devices), together)
 
 
+@pytest.mark.alone
 def test_a_pace_predicts_the_seconds_of_the_next_training(devices):
     plan = plan_of("deep", devices, num_steps=1000, num_evals=4)
     chunks = [event for event in engine.train(plan, devices) if isinstance(event, engine.Finished)]

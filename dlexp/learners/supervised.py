@@ -104,8 +104,9 @@ def supervised(
             num_train = hyper.get("num_train") if name == "train" else None
             inputs, labels = _first_rows(split, num_train_evaluated) if name == "train" else split
             outputs = ops.in_slices(outputs_of, inputs) if model.is_separable else outputs_of(inputs)
-            for metric, measure in _with_accuracy(measures, metrics is None, outputs, labels).items():
-                measured[f"{name}/{metric}"] = _mean_over_first(measure(outputs, labels), num_train)
+            chosen = _with_accuracy(measures, metrics is None, outputs, labels)
+            values = {metric: measure(outputs, labels) for metric, measure in chosen.items()}
+            measured |= {f"{name}/{metric}": _mean_over_first(value, num_train) for metric, value in values.items()}
         return measured
 
     swept = {**model.hyper, **optimizer.hyper}

@@ -21,7 +21,9 @@ from dlexp.study.measures import (
     pick,
     share,
     spread_over,
+    stopped,
     train_minus_test,
+    with_metric,
 )
 from dlexp.study.panels import Panel, good_bands, heat, intervals, overlaid, side_by_side
 from dlexp.study.sources import text
@@ -53,6 +55,8 @@ __all__ = [
     "share",
     "side_by_side",
     "spread_over",
+    "stopped",
     "text",
     "train_minus_test",
+    "with_metric",
 ]

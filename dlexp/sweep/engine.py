@@ -23,7 +23,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dlexp.sweep import machine, programs
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Run
-from dlexp.sweep.pace import Layout, Pace
+from dlexp.sweep.layouts import Layout
+from dlexp.sweep.pace import Pace
 from dlexp.sweep.plan import Group, Plan
 from dlexp.sweep.programs import Carry, Evaluation, Programs
 from dlexp.sweep.recorder import Recorder

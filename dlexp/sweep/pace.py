@@ -14,38 +14,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dlexp.ops import choices
 from dlexp.sweep import machine
-
-
-class Layout(NamedTuple):
-    """How the programs of a group are made; it changes their speed and their rounding, nothing else.
-
-    Attributes:
-      width: runs vmapped on one device.
-      stepwise: whether a call makes one step, instead of a loop of them.
-      choices: `(name, option)` of what networks leave open (`dlexp.ops.choices`), in the order of names.
-    """
-
-    width: int
-    stepwise: bool = False
-    choices: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def shares_seed(self) -> bool:
-        """Whether all runs of a call have one seed, so that what chance decides by it alone is drawn once."""
-        return ("seed", choices.SHARED) in self.choices
-
-    def __str__(self) -> str:
-        chosen = [f"{name} {option}" for name, option in self.choices]
-        return ", ".join([f"{self.width} at once", *chosen, *(["a call a step"] if self.stepwise else [])])
-
-    @classmethod
-    def from_json(cls, saved: Mapping[str, Any]) -> Layout:
-        """Returns what `_asdict` and JSON made of a layout."""
-        return cls(
-            int(saved["width"]), bool(saved["stepwise"]), tuple((name, option) for name, option in saved["choices"])
-        )
+from dlexp.sweep.layouts import Layout
 
 
 class Pace(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,19 +12,14 @@ import numpy as np
 from dlexp import keys
 from dlexp.ops import compiler
 from dlexp.ops.choices import OWN, SHARED, recording_choices
-from dlexp.sweep import contract, cost, machine, pace
+from dlexp.sweep import contract, cost, layouts, machine, pace
 from dlexp.sweep.grids import Family, Identity, Run, Runs
-from dlexp.sweep.pace import Layout, Measured
+from dlexp.sweep.layouts import Layout
+from dlexp.sweep.pace import Measured
 from dlexp.types import Learner, Measurement, Range, Sweep, rounded_to
 
-DEFAULT_WIDTH = {"cpu": 8, "gpu": 512, "tpu": 512}  # runs vmapped on one device unless measured otherwise
-WIDEST = 128  # the same, at most, on a CPU where networks are so small that many cost no more than few
-SMALL_BYTES = 8 * 2**20  # all intermediate values of a step of such networks, by the estimate
-FULL_CALLS = 4  # at least, of a group that is begun wide: the last call is filled up, by a quarter at most
-CACHED_BYTES = 24 * 2**20  # all intermediate values of a call on a CPU, by the estimate: more, and caches do not help
-EVALUATIONS_KEPT = 16  # at most, by one call
-KEPT_BYTES = 2**14  # of a run's evaluations, at most
-MEMORY_SHARE = 0.5  # of a device's memory that one call may take by estimate
+MAX_EVALUATIONS_KEPT = 16  # by one call
+MAX_BYTES_KEPT = 2**14  # of a run's evaluations in one call
 
 
 class Group(NamedTuple):
@@ -36,7 +31,7 @@ class Group(NamedTuple):
       runs: the grid's runs of this config, by number.
       layout: how its programs are made; fixed for the group.
       choices: name -> the options that its networks and optimizers leave open.
-      program: names what its programs compute, on these devices: groups of equal name are equally fast.
+      program_hash: of what its programs compute, on these devices: groups of equal hash are equally fast.
       measured: how fast it was here before, None where it was not.
       num_params: numbers in the learner's `params`.
       state_bytes: of one run between steps.
@@ -56,7 +51,7 @@ class Group(NamedTuple):
     evaluation_flops: float = 0.0
     num_kept: int = 1
     choices: Mapping[str, tuple[str, ...]] = {}
-    program: str = ""
+    program_hash: str = ""
     measured: Measured | None = None
     measure: Callable[..., Mapping[str, Any]] | None = None
 
@@ -196,105 +191,88 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
     _check(identity, sweep, family, learner)
     runs = sweep.grid.numbered(family)
     if isinstance(learner, Measurement):
-        if sweep.num_steps:
-            raise ValueError(f"sweep {identity.sweep}: a measurement takes no steps, so num_steps must be 0")
-        idle = Learner({}, learner.hyper, _never, None, _never)
-        return Group(family, idle, runs, Layout(1), 0, 0, 0.0, measure=learner.measure)
+        return _measurement(identity, sweep, family, runs, learner)
+    learner = _with_steps(identity, sweep, learner)
+    traced = _traced(identity, learner, devices)
+    costs = [cost.of(jaxpr) for jaxpr in traced.jaxprs]
+    state_bytes, platform, choices = cost.num_bytes(traced.state), devices[0].platform, dict(traced.choices)
+    needs = layouts.Needs(
+        held=2 * state_bytes + max(each.temporary_bytes for each in costs),
+        touched=state_bytes + costs[-1].temporary_bytes,
+    )
+    available = layouts.MEMORY_SHARE * machine.device_memory(devices) - cost.num_bytes(traced.data)
+    default = layouts.default_layout(platform, available, needs, len(runs), len(devices), choices)
+    num_rows = min(default.width, layouts.usual_width(platform)) * len(devices)
+    if learner.update is not None and layouts.can_share_seeds(runs.seeds_by_runs, num_rows):
+        choices["seed"] = (OWN, SHARED)
+    program_hash = pace.name_of([*traced.jaxprs, sorted(choices.items())], devices)  # other options, another fastest
+    measured = pace.recall(program_hash)
+    group = Group(
+        family=family,
+        learner=learner,
+        runs=runs,
+        layout=default,
+        num_params=_num_params(traced.state),
+        state_bytes=state_bytes,
+        flops=sum(times * each.flops for times, each in zip(_times(sweep), costs, strict=False)),
+        evaluation_flops=costs[0].flops,
+        num_kept=max(1, min(MAX_EVALUATIONS_KEPT, MAX_BYTES_KEPT // max(_num_bytes_made(traced.jaxprs[0]), 1))),
+        choices=choices,
+        program_hash=program_hash,
+        measured=measured,
+    )
+    layout = measured.layout if measured and measured.is_chosen else default
+    return group.with_layout(layouts.with_equal_calls(layout, runs.seeds_by_runs, len(devices)))
+
+
+def _measurement(identity: Identity, sweep: Sweep, family: Family, runs: Runs, measurement: Measurement) -> Group:
+    if sweep.num_steps:
+        raise ValueError(f"sweep {identity.sweep}: a measurement takes no steps, so num_steps must be 0")
+    idle = Learner({}, measurement.hyper, _never, None, _never)
+    return Group(family, idle, runs, Layout(1), num_params=0, state_bytes=0, flops=0.0, measure=measurement.measure)
+
+
+def _with_steps(identity: Identity, sweep: Sweep, learner: Learner) -> Learner:
+    """The learner, without its update where no steps are made; its data must be arrays."""
     if not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in jax.tree.leaves(learner.data)):
         raise TypeError(
             f"sweep {identity.sweep}: a learner's data must be arrays; wrap numbers and lists in np.asarray"
         )
     if not sweep.num_steps:
-        learner = learner._replace(update=None)  # measured at initialization alone
-    if learner.update is None and sweep.num_steps:
+        return learner._replace(update=None)  # measured at initialization alone
+    if learner.update is None:
         raise ValueError(f"sweep {identity.sweep}: the learner has no update, so num_steps must be 0")
+    return learner
+
+
+class _Traced(NamedTuple):
+    """What one run does, traced: the shapes of data and state, evaluation and step (if any), and their choices."""
+
+    data: Any
+    state: Any
+    jaxprs: list[Any]
+    choices: Mapping[str, tuple[str, ...]]
+
+
+def _traced(identity: Identity, learner: Learner, devices: list[jax.Device]) -> _Traced:
     key = jax.eval_shape(lambda: keys.of_run(0, keys.INIT))
     hyper = {name: jax.ShapeDtypeStruct((), hyper_dtype(learner, name)) for name in sorted(learner.hyper)}
     data = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, placed_dtype(leaf)), learner.data)
     checked = contract.checked(f"sweep {identity.sweep}", learner)
     state = jax.eval_shape(checked.init, key, hyper, data)
+    functions = [checked.evaluate, *([checked.step] if checked.update else [])]
     with compiler.tracing_for(devices[0].platform), recording_choices() as recorded:
-        traced = [
-            cost.traced(function, key, hyper, data, state)
-            for function in (checked.evaluate, checked.update and checked.step)
-            if function
-        ]
-    costs = [cost.of(jaxpr) for jaxpr in traced]
-    left_open = {name: options for name, options in recorded.items() if len(options) > 1}
-    width = _default_width(devices, state, data, costs, len(runs))
-    default = Layout(width, choices=_usual_choices(left_open))
-    if learner.update is not None and _can_share(runs.seeds_by_runs, min(width, _usual_width(devices)) * len(devices)):
-        left_open["seed"] = (OWN, SHARED)
-    program = pace.name_of([*traced, sorted(left_open.items())], devices)  # with other options the fastest is another
-    measured = pace.recall(program)
-    group = Group(
-        family,
-        learner,
-        runs,
-        default,
-        _num_params(state),
-        cost.num_bytes(state),
-        sum(times * each.flops for times, each in zip((sweep.num_evals + 1, sweep.num_steps), costs, strict=False)),
-        costs[0].flops,
-        max(1, min(EVALUATIONS_KEPT, KEPT_BYTES // max(_num_bytes_made(traced[0]), 1))),
-        left_open,
-        program,
-        measured,
-    )
-    layout = measured.layout if measured and measured.is_chosen else default
-    return group.with_layout(evened(layout, runs.seeds_by_runs, len(devices)))
+        jaxprs = [cost.traced(function, key, hyper, data, state) for function in functions]
+    return _Traced(data, state, jaxprs, {name: options for name, options in recorded.items() if len(options) > 1})
 
 
-def evened(layout: Layout, seeds_by_runs: Mapping[int, int], num_devices: int) -> Layout:
-    """Returns the layout; if the runs of a call share a seed, as narrow as fills all calls of a seed equally."""
-    if not layout.shares_seed:
-        return layout
-    most = max(seeds_by_runs)
-    num_calls = -(-most // (layout.width * num_devices))
-    return layout._replace(width=-(-most // (num_calls * num_devices)))
-
-
-def _can_share(seeds_by_runs: Mapping[int, int], num_rows: int) -> bool:
-    """Whether most runs have a seed with so many of them that they fill half a call at least."""
-    num_sharing = sum(runs * seeds for runs, seeds in seeds_by_runs.items() if 2 * runs >= num_rows)
-    return 2 * num_sharing > sum(runs * seeds for runs, seeds in seeds_by_runs.items())
+def _times(sweep: Sweep) -> tuple[int, int]:
+    """How often a run is evaluated, and how many steps it makes."""
+    return sweep.num_evals + 1, sweep.num_steps
 
 
 def _never(*args: Any) -> Any:
     raise AssertionError("a measurement has no programs")
-
-
-def _usual_width(devices: list[jax.Device]) -> int:
-    return DEFAULT_WIDTH.get(devices[0].platform, 64)
-
-
-def _default_width(devices: list[jax.Device], state: Any, data: Any, costs: list[cost.Cost], num_runs: int) -> int:
-    """The backend's, halved until the estimate fits into memory and, on a CPU, a step near the caches.
-
-    On a CPU up to `WIDEST` for small networks where runs are many: a chunk takes some milliseconds beside its steps,
-    however many runs it has.
-    """
-    width = _usual_width(devices)
-    available = MEMORY_SHARE * machine.device_memory(devices) - cost.num_bytes(data)
-    held = 2 * cost.num_bytes(state) + max(each.temporary_bytes for each in costs)
-    touched = cost.num_bytes(state) + costs[-1].temporary_bytes  # of a step
-    on_cpu = devices[0].platform == "cpu"
-
-    def fits(width: int, in_caches: int) -> bool:
-        return width * held <= available and (not on_cpu or width * touched <= in_caches)
-
-    while width > 1 and not fits(width, CACHED_BYTES):
-        width //= 2
-    wide = width
-    while on_cpu and wide < WIDEST and fits(2 * wide, SMALL_BYTES):
-        wide *= 2
-    is_many = FULL_CALLS * wide * len(devices) <= num_runs
-    return wide if is_many else width  # two programs at most, whatever the number of runs
-
-
-def _usual_choices(left_open: Collection[str]) -> tuple[tuple[str, str], ...]:
-    """What is known better than by the first options: an update in one pass costs convolutions more than it gains."""
-    return (("optimizer", compiler.PASSES),) if {"convolution", "optimizer"} <= set(left_open) else ()
 
 
 def _num_bytes_made(jaxpr: Any) -> int:

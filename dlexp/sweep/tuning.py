@@ -29,8 +29,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dlexp.sweep import machine, pace, programs
-from dlexp.sweep.pace import Layout, Measured, Pace
-from dlexp.sweep.plan import MEMORY_SHARE, Group, Plan, evened
+from dlexp.sweep.layouts import MEMORY_SHARE, Layout, with_equal_calls
+from dlexp.sweep.pace import Measured, Pace
+from dlexp.sweep.plan import Group, Plan
 
 WORTH_SECONDS = 20.0  # of training, by the estimate or as timed: less is not worth measuring
 SHARE = 0.1  # of the training that is left, that a round of timings may take
@@ -149,7 +150,7 @@ def _may_be_worth_it(group: Group, num_missing: int, devices: list[jax.Device]) 
 
 def _tuned(plan: Plan, group: Group, num_missing: int, bench: Bench, tell: Callable[[str], None]) -> Group:
     seconds, rates = dict[Layout, float](), dict[str, float]()
-    search = rounds(group, lambda layout: evened(layout, group.seeds_by_runs, plan.num_devices))
+    search = rounds(group, lambda layout: with_equal_calls(layout, group.seeds_by_runs, plan.num_devices))
     layouts, spent = next(search), 0.0
     while True:
         began = time.perf_counter()
@@ -179,7 +180,7 @@ def _tuned(plan: Plan, group: Group, num_missing: int, bench: Bench, tell: Calla
         best = group.layout
     tell(f"{group.family}: {best}, about {seconds[best]:.0f} s")
     measured = Measured(best, _expected_pace(plan, group, best, rates[str(best)]), is_chosen=True, rates=rates)
-    pace.remember(group.program, measured)
+    pace.remember(group.program_hash, measured)
     return group._replace(layout=best, measured=measured)
 
 

@@ -23,7 +23,7 @@ from dlexp.data import Dataset
 from dlexp.sweep import Grid, engine, geomspace, grid, machine
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Identity
-from dlexp.sweep.pace import Layout
+from dlexp.sweep.layouts import Layout
 from dlexp.sweep.plan import Plan
 from dlexp.types import Learner, Model, Sweep
 from experiments.engine._timing import EVERY, Contender, Network, pace
