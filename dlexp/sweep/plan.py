@@ -11,7 +11,7 @@ import numpy as np
 
 from dlexp import choices, xla
 from dlexp.sweep import cost, machine, pace
-from dlexp.sweep.grids import Family, Identity, Run, Runs
+from dlexp.sweep.grids import GroupKey, Identity, Run, Runs
 from dlexp.sweep.pace import Layout, Measured
 from dlexp.types import Learner, Measurement, Range, Sweep, rounded_to
 
@@ -44,7 +44,7 @@ class Group(NamedTuple):
       measure: of a Measurement, whose learner only says what is swept.
     """
 
-    family: Family
+    family: GroupKey
     learner: Learner
     runs: Runs
     layout: Layout
@@ -64,9 +64,9 @@ class Group(NamedTuple):
         return len(self.runs)
 
     @property
-    def seeds_by_runs(self) -> Mapping[int, int]:
+    def seeds_with_num_runs(self) -> Mapping[int, int]:
         """How many seeds have how many runs: `{number of runs: number of seeds that have that many}`."""
-        return self.runs.seeds_by_runs
+        return self.runs.seeds_with_num_runs
 
     @property
     def width(self) -> int:
@@ -129,7 +129,7 @@ class Plan(NamedTuple):
         num_missing = num_runs if num_missing is None else num_missing
         if not group.layout.shares_seed:
             return -(-num_missing // rows)
-        in_all = sum(seeds * -(-runs // rows) for runs, seeds in group.seeds_by_runs.items())
+        in_all = sum(seeds * -(-runs // rows) for runs, seeds in group.seeds_with_num_runs.items())
         return -(-in_all * num_missing // num_runs)
 
     def seconds(self, group: Group) -> float | None:
@@ -185,7 +185,7 @@ def hyper_dtype(learner: Learner, name: str) -> Any:
     return np.int32 if learner.hyper[name].integer else jnp.result_type(float)
 
 
-def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.Device]) -> Group:
+def _group(identity: Identity, sweep: Sweep, family: GroupKey, devices: list[jax.Device]) -> Group:
     try:
         learner = sweep.make_learner(family.config, sweep.num_steps)
     except KeyError as error:
@@ -223,7 +223,9 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
     left_open = {name: options for name, options in asked.items() if len(options) > 1}
     width = _default_width(devices, state, data, costs, len(runs))
     default = Layout(width, choices=_usual_choices(left_open))
-    if learner.update is not None and _can_share(runs.seeds_by_runs, min(width, _usual_width(devices)) * len(devices)):
+    if learner.update is not None and _can_share(
+        runs.seeds_with_num_runs, min(width, _usual_width(devices)) * len(devices)
+    ):
         left_open["seed"] = (choices.OWN, choices.SHARED)
     program = pace.name_of([*traced, sorted(left_open.items())], devices)  # with other options the fastest is another
     measured = pace.recall(program)
@@ -242,22 +244,22 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
         measured,
     )
     layout = measured.layout if measured and measured.is_chosen else default
-    return group.with_layout(evened(layout, runs.seeds_by_runs, len(devices)))
+    return group.with_layout(evened(layout, runs.seeds_with_num_runs, len(devices)))
 
 
-def evened(layout: Layout, seeds_by_runs: Mapping[int, int], num_devices: int) -> Layout:
+def evened(layout: Layout, seeds_with_num_runs: Mapping[int, int], num_devices: int) -> Layout:
     """Returns the layout; if the runs of a call share a seed, as narrow as fills all calls of a seed equally."""
     if not layout.shares_seed:
         return layout
-    most = max(seeds_by_runs)
+    most = max(seeds_with_num_runs)
     num_calls = -(-most // (layout.width * num_devices))
     return layout._replace(width=-(-most // (num_calls * num_devices)))
 
 
-def _can_share(seeds_by_runs: Mapping[int, int], num_rows: int) -> bool:
+def _can_share(seeds_with_num_runs: Mapping[int, int], num_rows: int) -> bool:
     """Whether most runs have a seed with so many of them that they fill half a call at least."""
-    num_sharing = sum(runs * seeds for runs, seeds in seeds_by_runs.items() if 2 * runs >= num_rows)
-    return 2 * num_sharing > sum(runs * seeds for runs, seeds in seeds_by_runs.items())
+    num_sharing = sum(runs * seeds for runs, seeds in seeds_with_num_runs.items() if 2 * runs >= num_rows)
+    return 2 * num_sharing > sum(runs * seeds for runs, seeds in seeds_with_num_runs.items())
 
 
 def _never(*args: Any) -> Any:
@@ -306,7 +308,7 @@ def _num_params(state: Any) -> int:
     return sum(leaf.size for path, leaf in leaves if "params" in jax.tree_util.keystr(path[:1]))
 
 
-def _check(identity: Identity, sweep: Sweep, family: Family, learner: Learner | Measurement) -> None:
+def _check(identity: Identity, sweep: Sweep, family: GroupKey, learner: Learner | Measurement) -> None:
     where = f"sweep {identity.sweep}"
     for name in family.hyper_names:
         if name not in learner.hyper:
