@@ -29,14 +29,12 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dlexp.sweep import machine, pace, programs
-from dlexp.sweep.layouts import MEMORY_SHARE, Layout, with_equal_calls
+from dlexp.sweep.layouts import MEMORY_SHARE, Layout, slow_flops, with_equal_calls
 from dlexp.sweep.pace import Measured, Pace
 from dlexp.sweep.plan import Group, Plan
 
 WORTH_SECONDS = 20.0  # of training, by the estimate or as timed: less is not worth measuring
 SHARE = 0.1  # of the training that is left, that a round of timings may take
-SLOW_FLOPS = {"cpu": 2e10}  # a second and device, that small networks reach at least
-_FAST_FLOPS = 1e12  # the same of anything else
 LOOP_HURTS = 2.0  # as many times as long as the fastest: then a call a step may be better
 NEAR = 1.15  # as many times as long as the fastest: timed again in the end
 CLOSE = 1.3  # as many times as long as the fastest of its width: tried again at the best width
@@ -143,7 +141,7 @@ def _may_be_worth_it(group: Group, num_missing: int, devices: list[jax.Device]) 
     """By its FLOPs, before anything is compiled; or by the pace at which it was trained here before."""
     if group.learner.update is None or not num_missing or group.measure is not None:
         return False
-    slow = SLOW_FLOPS.get(devices[0].platform, _FAST_FLOPS) * len(devices)
+    slow = slow_flops(devices[0].platform) * len(devices)
     num_chunks = num_missing / (group.width * len(devices))
     return num_missing * group.flops / slow + num_chunks * CHUNK_SECONDS > WORTH_SECONDS
 
