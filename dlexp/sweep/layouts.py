@@ -14,6 +14,8 @@ from dlexp.ops.choices import SHARED
 
 DEFAULT_WIDTH = {"cpu": 8, "gpu": 512, "tpu": 512}  # runs vmapped on one device unless measured otherwise
 _WIDTH_ELSEWHERE = 64
+_SLOW_FLOPS = {"cpu": 2e10}  # floating-point operations a second and device that small networks reach at least
+_SLOW_FLOPS_ELSEWHERE = 1e12
 MAX_WIDTH_OF_SMALL = 128  # widest call on a CPU, for networks so small that a step of 128 runs fits the caches
 SMALL_BYTES = 8 * 2**20  # estimated intermediate values of a step of so many small networks, at most
 CACHED_BYTES = 24 * 2**20  # estimated intermediate values of a step on a CPU, beyond which its caches no longer help
@@ -97,6 +99,11 @@ def default_layout(
 def usual_width(platform: str) -> int:
     """Returns how many runs are vmapped on one device of a platform, if nothing else is known."""
     return DEFAULT_WIDTH.get(platform, _WIDTH_ELSEWHERE)
+
+
+def slow_flops(platform: str) -> float:
+    """Returns the floating-point operations a second that small networks reach at least on a device of a platform."""
+    return _SLOW_FLOPS.get(platform, _SLOW_FLOPS_ELSEWHERE)
 
 
 def _default_choices(choices: Collection[str]) -> tuple[tuple[str, str], ...]:
