@@ -103,11 +103,12 @@ class _Reader:
             return "met"
         self._met[id(value)] = value
         if isinstance(value, functools.partial):
-            return f"partial({self.value(value.func)}, {self.value(value.args)}, {self.value(value.keywords)})"
-        if isinstance(value, Mapping):
-            return f"{{{', '.join(f'{key!r}: {self.value(each)}' for key, each in value.items())}}}"
-        if isinstance(value, (tuple, list)):
-            return f"{type(value).__name__}({', '.join(map(self.value, value))})"
+            named = {name: self.value(each) for name, each in value.keywords.items()}
+            return f"partial({self.value(value.func)}, {self.value(value.args)}, {named})"
+        if isinstance(value, (list, dict, set)):
+            return type(value).__name__  # what is put into it while runs are trained, as into a cache, is no code
+        if isinstance(value, tuple):
+            return f"({', '.join(map(self.value, value))})"
         if isinstance(value, np.ndarray):
             content = hashlib.blake2b(np.ascontiguousarray(value).tobytes(), digest_size=10).hexdigest()
             return f"array({value.dtype}, {value.shape}, {content})"
@@ -122,7 +123,8 @@ class _Reader:
             return self._module(value)
         kind = value if isinstance(value, type) else type(value)
         if _is_own(sys.modules.get(kind.__module__)):
-            held = "" if isinstance(value, type) else self.value(getattr(value, "__dict__", {}))
+            attributes = {} if isinstance(value, type) else getattr(value, "__dict__", {})
+            held = {name: self.value(each) for name, each in attributes.items()}
             return f"{self._names(_path_of(kind), [kind.__qualname__.split('.')[0]], {})} {held}"
         return kind.__qualname__
 

@@ -80,6 +80,16 @@ def train(
             ) from error
 
 
+def num_saved(plan: Plan, folder: Path) -> int:
+    """Returns how many runs of a plan are saved in the folder of its sweep, which is left as it is.
+
+    Raises:
+      ResultsError: where a file is damaged.
+    """
+    saved = {name for _, chunk, _ in store.chunks(folder) for name in chunk["run_id"].to_pylist()}
+    return sum(name in saved for group in plan.groups for name, _ in plan.runs(group)) if saved else 0
+
+
 def as_saved(plans: Mapping[str, Plan], manifest: Mapping[str, Any], *, exactly: bool = False) -> dict[str, Plan]:
     """Returns the plans in the layouts in which a manifest says that runs were trained on devices like these.
 

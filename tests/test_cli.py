@@ -373,18 +373,7 @@ def test_help_names_the_question_and_every_flag():
     status, said, _ = main("--help")
     assert status == 0
     assert SMALL.question in said
-    for name in (
-        "scale",
-        "seeds",
-        "num_steps",
-        "axis",
-        "sweep",
-        "out",
-        "data_dir",
-        "plan",
-        "redraw",
-        "fresh",
-    ):
+    for name in cli._flags():
         assert f"--{name}" in said or f"[no]{name}" in said
 
 

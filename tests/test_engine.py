@@ -10,7 +10,7 @@ import pytest
 
 from dlexp import api, learners, losses, models, optim
 from dlexp.data import bundled
-from dlexp.sweep import engine, geomspace, grid, layouts, programs, recorder
+from dlexp.sweep import engine, geomspace, grid, layouts, machine, programs, recorder
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Identity
 from dlexp.theory.optimizers import quadratic_contraction
@@ -414,3 +414,57 @@ def test_data_in_double_precision_is_placed_as_jax_keeps_it(devices):
     points = grid(hyper={"learning_rate": (0.1,), "curvature": (1.0,)}, seeds=1)
     rows = finished(points, devices, make_learner=make, num_steps=4, num_evals=2)
     assert len(rows) == 1
+
+
+def learner_told_the_step(is_told):
+    """A sum over steps of the steps made so far; the other way, with a count of its own in the state."""
+
+    def init(key, hyper, data):
+        return {"sum": 0.0 * hyper["factor"], "seen": 0.0 * hyper["factor"], "count": jnp.zeros((), jnp.int32)}
+
+    def changed(state, step, drawn, factor):
+        grown = jax.lax.cond(step % 3 == 0, lambda x: x + factor * jnp.cos(x), lambda x: x, state["sum"])
+        new = {"sum": grown, "seen": state["seen"] + step, "count": state["count"] + 1}
+        return new, {"batch/drawn": drawn.astype(float)}
+
+    def evaluate(key, hyper, data, state):
+        return {"test/sum": state["sum"], "test/seen": state["seen"]}
+
+    def told(drawn, hyper, data, state, *, step):
+        return changed(state, step, drawn, hyper["factor"])
+
+    def counting(drawn, hyper, data, state):
+        return changed(state, state["count"], state["count"], hyper["factor"])
+
+    ways = (told, evaluate, lambda key, hyper, data, step: step) if is_told else (counting, evaluate)
+    return Learner({"x": np.ones(2)}, {"factor": Range(0.0)}, init, *ways)
+
+
+@pytest.mark.parametrize("stepwise", [False, True])
+def test_update_and_draw_are_told_the_step_if_they_ask_for_it(devices, stepwise, monkeypatch):
+    monkeypatch.setattr(
+        planning.Group, "with_layout", lambda self, layout: self._replace(layout=layout._replace(stepwise=stepwise))
+    )
+    points, steps = grid(hyper={"factor": (0.5, 2.0)}, seeds=2), {"num_steps": 40, "num_evals": 4}
+    told, counting = (
+        finished(points, devices, make_learner=lambda config, num_steps, way=way: learner_told_the_step(way), **steps)
+        for way in (True, False)
+    )
+    seen = metric(told, (2.0, 1), "test/seen")
+    assert seen.tolist() == [sum(range(stop)) for stop in (0, 10, 20, 30, 40)]
+    for name in ("test/sum", "batch/drawn"):
+        np.testing.assert_allclose(metric(told, (2.0, 1), name), metric(counting, (2.0, 1), name), rtol=1e-6)
+    assert metric(told, (2.0, 1), "batch/drawn").tolist() == [4.5, 14.5, 24.5, 34.5]
+
+
+def test_a_condition_on_the_step_stays_one_in_the_program_of_many_runs(devices):
+    def program(is_told):
+        sweep = Sweep(
+            grid(hyper={"factor": (0.5, 2.0)}, seeds=4), lambda config, num_steps: learner_told_the_step(is_told), 40, 4
+        )
+        plan = planning.make(Identity("tests.any", 1, "main", 40), sweep, devices)
+        (group,) = plan.groups
+        return programs.lower(group, machine.mesh(devices))[1].program.as_text()
+
+    conditions = [text.count("stablehlo.case") + text.count("stablehlo.if") for text in map(program, (True, False))]
+    assert conditions[0] == conditions[1] + 1  # that of a count in the state became a choice between both branches

@@ -14,12 +14,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 
-from dlexp import api, fingerprint, interrupt, progress
+from dlexp import api, fingerprint, interrupt, learner, losses, models, optim, progress
 from dlexp.results import ResultsError, folders
 from tests.test_cli import ROOT, main
+from tests.test_readme import blocks
 
 FILE = '''
 """Does it run?"""
@@ -370,3 +373,33 @@ def test_ctrl_c_while_a_script_is_importing_leaves_no_traceback():
     assert said == "ready\nstopped\n"
     assert status == -signal.SIGINT
     assert seconds < 5
+
+
+def test_the_readmes_own_data_are_splits_scaled_by_the_training_split(tmp_path, monkeypatch):
+    code = next(block for block in blocks("python") if "read_csv" in block)
+    rows = np.random.default_rng(0).normal(3.0, 2.0, (50, 3))
+    pd.DataFrame(rows, columns=["acid", "sugar", "quality"]).to_csv(tmp_path / "wine.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    data = names["load"]()
+    assert [split.inputs.shape for split in data] == [(30, 2), (10, 2), (10, 2)]
+    assert [split.labels.shape for split in data] == [(30, 1), (10, 1), (10, 1)]
+    np.testing.assert_allclose(data.train.inputs.mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose([data.train.labels.mean(), data.train.labels.std()], [0, 1], atol=1e-5)
+    assert names["load"]() is data
+    made = learner.supervised(
+        models.mlp(width=4, num_layers=2, num_outputs=1), losses.squared_error, optim.adam(), data, batch_size=8
+    )
+    assert made.hyper["learning_rate"].low == 0
+
+
+def test_a_plan_says_what_is_saved_and_an_axis_which_grids_of_a_union_it_changes(run):
+    union = changed(("grid(hyper={", 'grid(config={"depth": (1, 2)}, hyper={"learning_rate": RATES}) | grid(hyper={'))
+    union = union.replace("    return learner", "    config.get('depth')\n    return learner")
+    status, words, _ = run(union, "--plan", "--axis=depth=1,2,3")
+    assert status == 0
+    assert "--axis=depth changes 1 of the 2 grids of sweep main: depth=1,2\n" in words
+    assert "main: 0 of 10 runs are saved in " in words
+    run(FILE)
+    assert "main: 4 of 6 runs are saved in " in run(FILE, "--plan", "--seeds=3")[1]

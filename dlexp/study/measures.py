@@ -115,8 +115,7 @@ def at_best(
         there = [name for name in wanted if name in runs.frame]
         return statistics.chosen(runs, there, choose_by=by) if there else {}
 
-    *others, final = map(spoken, wanted)
-    names = f"{', '.join(others)} and {final}" if others else final
+    names = " and ".join(filter(None, [", ".join(map(spoken, wanted[:-1])), *map(spoken, wanted[-1:])]))
     words = f"{spoken(metric)} at the best {names} by {spoken(by) if by else 'validation'}"
     return Measure(words, lambda runs: _final(runs.select(**choose(runs)), metric, lost), metric, choose, lost)
 

@@ -159,7 +159,8 @@ def make(identity: Identity, sweep: Sweep, devices: list[jax.Device]) -> Plan:
     guarded = contract.guarded(f"sweep {identity.sweep}", sweep, axes_read)
     with machine.usual_promotion():
         groups = tuple(_group(identity, guarded, family, devices) for family in sweep.grid.families())
-    contract.check_all_read(f"sweep {identity.sweep}", sweep.grid, axes_read)
+    if not any(group.measure for group in groups):  # those read when they measure
+        contract.check_all_read(f"sweep {identity.sweep}", sweep.grid, axes_read)
     return Plan(identity, sweep, groups, len(devices))
 
 
@@ -260,9 +261,11 @@ def _traced(identity: Identity, learner: Learner, devices: list[jax.Device]) -> 
     data = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, placed_dtype(leaf)), learner.data)
     checked = contract.checked(f"sweep {identity.sweep}", learner)
     state = jax.eval_shape(checked.init, key, hyper, data)
-    functions = [checked.evaluate, *([checked.step] if checked.update else [])]
     with compiler.tracing_for(devices[0].platform), recording_choices() as recorded:
-        jaxprs = [cost.traced(function, key, hyper, data, state) for function in functions]
+        jaxprs = [cost.traced(checked.evaluate, key, hyper, data, state)]
+        if checked.update:
+            step = [jax.ShapeDtypeStruct((), np.int32)] if checked.is_told_the_step else []
+            jaxprs.append(cost.traced(checked.step, key, hyper, data, state, *step))
     return _Traced(data, state, jaxprs, {name: options for name, options in recorded.items() if len(options) > 1})
 
 

@@ -280,7 +280,7 @@ def _initialize(learner: Learner) -> Callable[..., Carry]:
         state = learner.init(key, hyper, data)
         means: Any = {}
         if learner.update is not None:
-            _, metrics = jax.eval_shape(learner.step, key, hyper, data, state)
+            _, metrics = jax.eval_shape(learner.step, key, hyper, data, state, np.int32(0))
             means = jax.tree.map(_zero_mean, dict(metrics))
         return Carry(state, jnp.full((), -1, jnp.int32), means)
 
@@ -292,7 +292,9 @@ def _one_step(learner: Learner) -> Callable[..., Carry]:
     make_step = _step(learner)
 
     def one_step(seed: jax.Array, hyper: Any, data: Any, carry: Carry, origin: jax.Array, index: jax.Array) -> Carry:
-        drawn = learner.draw(jax.random.fold_in(keys.of_run(seed, keys.UPDATE), index), hyper, data)
+        drawn = learner.told(learner.draw, index)(
+            jax.random.fold_in(keys.of_run(seed, keys.UPDATE), index), hyper, data
+        )
         return make_step(drawn, hyper, data, carry, origin, index)
 
     return one_step
@@ -303,7 +305,7 @@ def _step(learner: Learner) -> Callable[..., Carry]:
     update = learner.update
 
     def step(drawn: PyTree, hyper: Any, data: Any, carry: Carry, origin: jax.Array, index: jax.Array) -> Carry:
-        state, metrics = update(drawn, hyper, data, carry.state)
+        state, metrics = learner.told(update, index)(drawn, hyper, data, carry.state)
         first_time = (carry.nonfinite_at < 0) & ~_all_finite(metrics)
         nonfinite_at = jnp.where(first_time, index + 1, carry.nonfinite_at)
         means = jax.tree.map(_running_mean(index - origin), carry.means, dict(metrics))
@@ -325,7 +327,7 @@ def _steps(learner: Learner) -> Callable[..., Carry]:
         key = keys.of_run(seed, keys.UPDATE)
 
         def draw(index: jax.Array) -> PyTree:
-            return learner.draw(jax.random.fold_in(key, index), hyper, data)
+            return learner.told(learner.draw, index)(jax.random.fold_in(key, index), hyper, data)
 
         def block(number: jax.Array, carry: Carry) -> Carry:
             begin = first + number * STEPS_DRAWN

@@ -154,7 +154,8 @@ def claims(results: Results) -> list[Claim]:
     lands_at = partial(lands, results, "cliff", learning_rate=STEEP_RATES)
     none, norm, norms = {"clipping": "none"}, {"clipping": "norm"}, {"clipping": "norm", "clip_norm": NORMS}
     mended, raised = diverged(**none) - diverged(**norms), highest(**norms) - highest(**none)
-    clipped, directed = best(clipping=("norm", "value")) / best(**none), best(**norm) / best(clipping="value")
+    clipped = best(clipping=("norm", "value")).called("with clipping") / best(**none)
+    directed = best(**norm) / best(clipping="value")
     stays = lands_at(**norm) - lands_at(**none)
     return [
         judge("Exploding gradients make training unstable, and clipping mends it.", lesson, mended, least=0.25),

@@ -195,7 +195,7 @@ def claims(results: Results) -> list[Claim]:
         judge(
             "Each remedy lets a network of 20 sigmoid layers learn.",
             both,
-            accuracy(remedy=("relu", "batch_norm", "skips")) - accuracy(remedy="sigmoid"),
+            accuracy(remedy=("relu", "batch_norm", "skips")).called("with the remedy") - accuracy(remedy="sigmoid"),
             least=0.3,
         ),
     ]
