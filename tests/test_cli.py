@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,6 +60,19 @@ def sweeps_with_every_kind_of_axis(scale):
     hyper = {"eps": (1e-8,), "decay_steps": (10,)}
     scheduled = Sweep(grid(hyper={"learning_rate": (0.1,), **hyper}), make_learner, 10)
     return {**small_sweeps(scale), "scheduled": scheduled}
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory):
+    out = tmp_path_factory.mktemp("small")
+    assert main(out=out)[0] == 0
+    return out
+
+
+@pytest.fixture
+def trained(trained_once, tmp_path):
+    """A folder of its own in which all of SMALL is trained."""
+    return shutil.copytree(trained_once, tmp_path / "trained")
 
 
 BAD_INPUT = [
@@ -175,9 +189,8 @@ def test_names_that_would_leave_their_folder_are_refused(tmp_path, name):
     assert not (tmp_path / "runs").exists()
 
 
-def test_results_of_another_version_are_not_drawn(tmp_path):
-    main(out=tmp_path)
-    status, _, said = main("--redraw", experiment=SMALL._replace(version=2), out=tmp_path)
+def test_results_of_another_version_are_not_drawn(trained):
+    status, _, said = main("--redraw", experiment=SMALL._replace(version=2), out=trained)
     assert status == 1
     assert "is of version 1, the experiment is at 2; train again" in said
 
@@ -209,14 +222,13 @@ def test_folders_that_cannot_be_used_are_named(tmp_path):
     assert "has no results at scale smoke" in said
 
 
-def test_the_same_command_trains_only_what_is_missing(tmp_path):
-    assert main(out=tmp_path)[0] == 0
-    folder = folders.folder_of(tmp_path, SMALL.name, "smoke")
+def test_the_same_command_trains_only_what_is_missing(trained):
+    folder = folders.folder_of(trained, SMALL.name, "smoke")
     before = load(folder)
     files = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
-    assert "all 4 runs are saved" in main(out=tmp_path)[1]
+    assert "all 4 runs are saved" in main(out=trained)[1]
     assert files == {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
-    status, said, _ = main("--axis=learning_rate=0.1,0.3", "--sweep=main", out=tmp_path)
+    status, said, _ = main("--axis=learning_rate=0.1,0.3", "--sweep=main", out=trained)
     assert status == 0
     assert "4 of 4 runs" in said
     grown = load(folder)
@@ -227,31 +239,28 @@ def test_the_same_command_trains_only_what_is_missing(tmp_path):
     assert len(grown["other"]) == 2
 
 
-def test_a_longer_training_stands_beside_the_shorter_one(tmp_path):
-    main(out=tmp_path)
-    assert main("--num_steps=40", "--sweep=main", out=tmp_path)[0] == 0
-    folder = folders.folder_of(tmp_path, SMALL.name, "smoke")
+def test_a_longer_training_stands_beside_the_shorter_one(trained):
+    assert main("--num_steps=40", "--sweep=main", out=trained)[0] == 0
+    folder = folders.folder_of(trained, SMALL.name, "smoke")
     assert load(folder)["main"].steps("test/loss").tolist() == [0, 20, 40]
     assert len(saved_ids(folder)) == 8
 
 
-def test_fresh_starts_over_and_says_what_it_drops(tmp_path):
-    main(out=tmp_path)
-    status, said, _ = main("--fresh", "--seeds=1", out=tmp_path)
+def test_fresh_starts_over_and_says_what_it_drops(trained):
+    status, said, _ = main("--fresh", "--seeds=1", out=trained)
     assert status == 0
     assert "--fresh drops" in said
-    folder = folders.folder_of(tmp_path, SMALL.name, "smoke")
+    folder = folders.folder_of(trained, SMALL.name, "smoke")
     assert len(saved_ids(folder)) == 2
 
 
-def test_fresh_drops_only_the_chosen_sweeps_and_the_seconds_spent_on_them(tmp_path):
-    main(out=tmp_path)
-    folder = folders.folder_of(tmp_path, SMALL.name, "smoke")
+def test_fresh_drops_only_the_chosen_sweeps_and_the_seconds_spent_on_them(trained):
+    folder = folders.folder_of(trained, SMALL.name, "smoke")
     about = json.loads((folder / "manifest.json").read_text())
     about["sweeps"]["main"]["seconds"] += 1000.0
     about["seconds"] += 1000.0
     (folder / "manifest.json").write_text(json.dumps(about))
-    main("--fresh", "--sweep=main", "--seeds=1", out=tmp_path)
+    main("--fresh", "--sweep=main", "--seeds=1", out=trained)
     assert {name: len(table) for name, table in load(folder).items()} == {"other": 2, "main": 2}
     about = json.loads((folder / "manifest.json").read_text())
     by_sweep = [sweep["seconds"] for sweep in about["sweeps"].values()]
@@ -284,11 +293,10 @@ def test_figures_and_claims_of_another_grid_do_not_stay(tmp_path):
             main(experiment=SMALL._replace(figures=wrong), out=tmp_path / "own")
 
 
-def test_results_with_runs_missing_are_not_judged(tmp_path):
-    main(out=tmp_path)
-    folder = folders.folder_of(tmp_path, SMALL.name, "smoke")
+def test_results_with_runs_missing_are_not_judged(trained):
+    folder = folders.folder_of(trained, SMALL.name, "smoke")
     next((folder / "main").glob("*.parquet")).unlink()
-    status, _, said = main("--redraw", out=tmp_path)
+    status, _, said = main("--redraw", out=trained)
     assert status == 1
     assert "sweep main has 0 of 4 runs; the same command goes on" in said
 
@@ -325,13 +333,12 @@ def test_a_data_set_without_a_test_split_is_summed_up_by_validation(tmp_path):
     assert "best point by validation, validation/accuracy there" in said
 
 
-def test_damaged_results_are_moved_aside_and_trained_again(tmp_path):
-    main(out=tmp_path)
-    folder = folders.folder_of(tmp_path, SMALL.name, "smoke")
+def test_damaged_results_are_moved_aside_and_trained_again(trained):
+    folder = folders.folder_of(trained, SMALL.name, "smoke")
     before = load(folder)["main"].frame
     victim = next((folder / "main").glob("*.parquet"))
     victim.write_bytes(victim.read_bytes()[:-100])
-    status, said, _ = main(out=tmp_path)
+    status, said, _ = main(out=trained)
     assert status == 0
     assert "damaged or foreign results moved to" in said
     assert load(folder)["main"].frame.equals(before)
@@ -345,9 +352,8 @@ def test_the_plan_shows_what_it_would_cost_and_trains_nothing(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_one_run_can_be_trained_again_alone_bit_for_bit(tmp_path):
-    main(out=tmp_path)
-    table = load(folders.folder_of(tmp_path, SMALL.name, "smoke"))["main"]
+def test_one_run_can_be_trained_again_alone_bit_for_bit(trained):
+    table = load(folders.folder_of(trained, SMALL.name, "smoke"))["main"]
     row = 2
     again = api.train_again(api.plan(SMALL, scale="smoke"), table.frame["run_id"][row])
     for name, values in again.items():
@@ -355,8 +361,8 @@ def test_one_run_can_be_trained_again_alone_bit_for_bit(tmp_path):
     status, said, _ = main(f"--run_id={table.frame['run_id'][row]}")
     assert status == 0
     assert f"{again['test/loss'][-1]:.5g}" in said
-    main("--num_steps=40", "--axis=learning_rate=0.3", out=tmp_path)
-    longer = load(folders.folder_of(tmp_path, SMALL.name, "smoke"))["main"]
+    main("--num_steps=40", "--axis=learning_rate=0.3", out=trained)
+    longer = load(folders.folder_of(trained, SMALL.name, "smoke"))["main"]
     asked = f"--run_id={longer.frame['run_id'][1]}"
     status, said, _ = main("--num_steps=40", "--axis=learning_rate=0.3", asked)
     assert status == 0
@@ -371,9 +377,8 @@ def test_help_names_the_question_and_every_flag():
         assert f"--{name}" in said or f"[no]{name}" in said
 
 
-def test_provenance_tells_how_to_train_the_numbers_again(tmp_path):
-    main(out=tmp_path)
-    folder = folders.folder_of(tmp_path, SMALL.name, "smoke")
+def test_provenance_tells_how_to_train_the_numbers_again(trained_once):
+    folder = folders.folder_of(trained_once, SMALL.name, "smoke")
     for _, _, about in store.chunks(folder / "main"):
         assert about["provenance"].keys() >= {
             "jax",
@@ -387,7 +392,7 @@ def test_provenance_tells_how_to_train_the_numbers_again(tmp_path):
         }
         assert about["provenance"]["random_numbers"] == "threefry2x32"
     text = (folder / "manifest.json").read_text()
-    assert str(tmp_path) not in text
+    assert str(trained_once) not in text
     assert json.loads(text)["sweeps"]["main"]["num_runs"] == 4
 
 
