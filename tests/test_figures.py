@@ -139,3 +139,12 @@ def test_layers_have_whole_numbers():
     axes = Figure().subplots()
     panel.draw(axes)
     assert all(float(place).is_integer() for place in axes.get_xticks())
+
+
+def test_a_legend_below_names_each_entry_of_all_panels_once():
+    table = table_of({"a": lambda p, seed: p, "b": lambda p, seed: p}, p=[1, 2])
+    panels = [lines(table, None, {name: name, "a": "a"}, x="p") for name in ("a", "b")]
+    figure = side_by_side(*panels, legend="below")
+    (legend,) = figure.legends
+    assert sorted(text.get_text() for text in legend.get_texts()) == ["a", "b"]
+    assert all(axes.get_legend() is None for axes in figure.axes)
