@@ -180,25 +180,18 @@ def mlp(
     Raises:
       ValueError: on a choice or a number that is none of these.
     """
-    for name, value, highest in (("width", width, 10**6), ("num_layers", num_layers, 1000)):
-        if not isinstance(value, int) or not 1 <= value <= highest:
-            raise ValueError(f"mlp: {name} must be an integer in [1, {highest}], got {value!r}")
-    layers.activation_function(activation)
-    check_choice("mlp", "normalization", normalization, layers.NORMALIZATIONS)
-    check_choice("mlp", "placement", placement, ("before", "after"))
-    check_choice("mlp", "dropout", dropout, layers.DROPOUTS)
-    if scaled_branches and not residual:
-        raise ValueError("mlp: scaled_branches needs residual=True")
-    if preactivation and (block or dropout != "none" or placement != "before"):
-        raise ValueError("mlp: preactivation goes with no own block, no dropout and no other placement")
+    _check(width, num_layers, activation=activation, normalization=normalization, placement=placement, dropout=dropout)
     chosen = block or partial(
         dense_block, activation=activation, normalization=normalization, placement=placement, dropout=dropout
     )
+    if scaled_branches and not residual:
+        raise ValueError("mlp: scaled_branches needs residual=True")
     if preactivation:
+        if block or dropout != "none" or placement != "before":
+            raise ValueError("mlp: preactivation goes with no own block, no dropout and no other placement")
         chosen = partial(preactivation_block, activation=activation, normalization=normalization)
-    swept = {} if dropout == "none" else {"dropout_rate": DROPOUT_RATE}
-    if scaled_branches:
-        swept["branch_scale"] = Range(0.0)
+    swept = {"dropout_rate": DROPOUT_RATE} if dropout != "none" else {}
+    swept |= {"branch_scale": Range(0.0)} if scaled_branches else {}
     module = _MLP(
         first_block=_linear_block if preactivation else chosen,
         block=chosen,
@@ -210,7 +203,17 @@ def mlp(
         scaled=scaled_branches,
     )
     model = from_linen(module, {**swept, **(hyper or {})}, initializer=initializer)
-    return model if block or num_layers == 1 else _with_first_layer_marked(model)
+    return _with_first_layer_marked(model) if num_layers > 1 and block is None else model
+
+
+def _check(width: int, num_layers: int, *, activation: str, normalization: str, placement: str, dropout: str) -> None:
+    for name, value, highest in (("width", width, 10**6), ("num_layers", num_layers, 1000)):
+        if not isinstance(value, int) or not 1 <= value <= highest:
+            raise ValueError(f"mlp: {name} must be an integer in [1, {highest}], got {value!r}")
+    layers.activation_function(activation)
+    check_choice("mlp", "normalization", normalization, layers.NORMALIZATIONS)
+    check_choice("mlp", "placement", placement, ("before", "after"))
+    check_choice("mlp", "dropout", dropout, layers.DROPOUTS)
 
 
 def _with_first_layer_marked(model: Model) -> Model:
