@@ -188,21 +188,10 @@ def mlp(
     Raises:
       ValueError: on a choice or a number that is none of these.
     """
-<<<<<<< HEAD
     hidden_widths = _hidden_widths(width, num_layers, widths)
     if residual and len(set(hidden_widths)) > 1:
         raise ValueError(f"mlp: residual layers need equal widths, got {list(hidden_widths)}")
-    layers.activation_function(activation)
-    check_choice("mlp", "normalization", normalization, layers.NORMALIZATIONS)
-    check_choice("mlp", "placement", placement, ("before", "after"))
-    check_choice("mlp", "dropout", dropout, layers.DROPOUTS)
-    if scaled_branches and not residual:
-        raise ValueError("mlp: scaled_branches needs residual=True")
-    if preactivation and (block or dropout != "none" or placement != "before"):
-        raise ValueError("mlp: preactivation goes with no own block, no dropout and no other placement")
-=======
-    _check(width, num_layers, activation=activation, normalization=normalization, placement=placement, dropout=dropout)
->>>>>>> ops
+    _check_choices(activation, normalization, placement, dropout)
     chosen = block or partial(
         dense_block, activation=activation, normalization=normalization, placement=placement, dropout=dropout
     )
@@ -224,7 +213,6 @@ def mlp(
         scaled=scaled_branches,
     )
     model = from_linen(module, {**swept, **(hyper or {})}, initializer=initializer)
-<<<<<<< HEAD
     return model if block or not hidden_widths else _with_first_layer_marked(model)
 
 
@@ -246,19 +234,13 @@ def _hidden_widths(width: int | None, num_layers: int | None, widths: Sequence[i
         if not isinstance(value, int) or not 1 <= value <= 10**6:
             raise ValueError(f"mlp: widths must be integers in [1, 1000000], got {value!r}")
     return given
-=======
-    return _with_first_layer_marked(model) if num_layers > 1 and block is None else model
 
 
-def _check(width: int, num_layers: int, *, activation: str, normalization: str, placement: str, dropout: str) -> None:
-    for name, value, highest in (("width", width, 10**6), ("num_layers", num_layers, 1000)):
-        if not isinstance(value, int) or not 1 <= value <= highest:
-            raise ValueError(f"mlp: {name} must be an integer in [1, {highest}], got {value!r}")
+def _check_choices(activation: str, normalization: str, placement: str, dropout: str) -> None:
     layers.activation_function(activation)
     check_choice("mlp", "normalization", normalization, layers.NORMALIZATIONS)
     check_choice("mlp", "placement", placement, ("before", "after"))
     check_choice("mlp", "dropout", dropout, layers.DROPOUTS)
->>>>>>> ops
 
 
 def _with_first_layer_marked(model: Model) -> Model:
