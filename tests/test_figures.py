@@ -22,6 +22,7 @@ from dlexp.study import (
     side_by_side,
     statistics,
     stopped,
+    with_axis,
     with_metric,
 )
 
@@ -148,3 +149,11 @@ def test_a_legend_below_names_each_entry_of_all_panels_once():
     (legend,) = figure.legends
     assert sorted(text.get_text() for text in legend.get_texts()) == ["a", "b"]
     assert all(axes.get_legend() is None for axes in figure.axes)
+
+
+def test_an_axis_made_from_others_is_selected_like_them():
+    table = table_of({"a": lambda p, seed: p + seed}, p=[1, 2])
+    more = with_axis(table, "double", lambda frame: 2 * frame["p"])
+    np.testing.assert_array_equal(last("a").of(more.select(double=4)), [2.0, 3.0])
+    assert more.axes == ("p", "double")
+    assert table.axes == ("p",)

@@ -23,6 +23,7 @@ from dlexp.study.measures import (
     spread_over,
     stopped,
     train_minus_test,
+    with_axis,
     with_metric,
 )
 from dlexp.study.panels import Panel, good_bands, heat, intervals, overlaid, side_by_side
@@ -58,5 +59,6 @@ __all__ = [
     "stopped",
     "text",
     "train_minus_test",
+    "with_axis",
     "with_metric",
 ]

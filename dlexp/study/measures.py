@@ -16,6 +16,7 @@ from itertools import product
 from typing import Any, TypeAlias
 
 import numpy as np
+import pandas as pd
 
 from dlexp.results.table import NotMeasuredError, Part, Table
 from dlexp.study import statistics
@@ -268,6 +269,12 @@ def with_metric(table: Table, name: str, of: Callable[[Table], np.ndarray]) -> T
     """Returns the table with one more metric, made from the others by `of(runs) -> [run, evaluation, ...]`."""
     parts = (Part(part.frame, {**part.metrics, name: of(replace(table, parts=(part,)))}) for part in table.parts)
     return replace(table, parts=tuple(parts))
+
+
+def with_axis(table: Table, name: str, of: Callable[[pd.DataFrame], Sequence[Any] | pd.Series]) -> Table:
+    """Returns the table with one more axis, made from the others by `of(frame) -> [run]`."""
+    parts = (Part(part.frame.assign(**{name: of(part.frame)}), part.metrics) for part in table.parts)
+    return replace(table, parts=tuple(parts), axes=(*table.axes, name))
 
 
 def _final(runs: Table, metric: str, failed: float) -> np.ndarray:
