@@ -216,10 +216,18 @@ def figures(results: Results) -> Drawn:
 
 def _drawn(experiment: Experiment, results: Results, tell: Callable[[str], None]) -> dict[str, Figure]:
     """The figures that this grid has the points for; an error where it has them for none."""
-    drawn, last = {}, None
+    from matplotlib.figure import Figure
+
+    if callable(experiment.figures):
+        raise TypeError("an experiment's figures must be functions, got a function; write (function,) for one")
+    drawn: dict[str, Figure] = {}
+    last = None
     for figure in experiment.figures:
         try:
-            drawn[figure.__name__] = figure(results)
+            made = figure(results)
+            if not isinstance(made, Figure):
+                raise TypeError(f"figure {figure.__name__} must return a matplotlib Figure, got {type(made).__name__}")
+            drawn[figure.__name__] = made
         except NotMeasuredError as error:
             tell(f"figure {figure.__name__} is left out: {error}")
             last = error

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
-import signal
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from dlexp import interrupt
+
+interrupt.quiet_start()  # before the imports below, which take seconds
 
 from absl import flags
 from rich.console import Console
@@ -24,15 +28,33 @@ from dlexp.types import Experiment
 if TYPE_CHECKING:
     from dlexp.sweep.plan import Plan
 
-INTERRUPTED = 130
+INTERRUPTED = interrupt.INTERRUPTED
 _USAGE = 2
+_STOPPED = "stopped; what was finished is saved, and the same command goes on from there"
 
 
 def main(experiment: Experiment, argv: Sequence[str] | None = None) -> NoReturn:
     """Runs an experiment as its flags say and exits: 0 done, 1 the results cannot be used, 2 bad flags, 130 stopped."""
-    argv = list(sys.argv if argv is None else argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(run(experiment, argv, Console(emoji=False), Console(emoji=False, stderr=True)))
+    console, errors = Console(emoji=False), Console(emoji=False, stderr=True)
+    words = list(sys.argv if argv is None else argv)
+    sys.exit(ended(lambda: run(experiment, words, console, errors), console))
+
+
+def ended(command: Callable[[], int], console: Console) -> int:
+    """Runs a command, from its first line on prepared for SIGINT and SIGTERM, and returns its exit status.
+
+    After one of them the process ends here, rather than wait for what is still being compiled.
+    """
+    try:
+        with interrupt.watched(lambda sentence: say(console, sentence)):
+            status = command()
+    except KeyboardInterrupt:
+        say(console, _STOPPED)
+        status = INTERRUPTED
+    if status == INTERRUPTED:
+        sys.stdout.flush()
+        os._exit(status)
+    return status
 
 
 def run(experiment: Experiment, argv: Sequence[str], console: Console, errors: Console) -> int:
@@ -56,7 +78,7 @@ def run(experiment: Experiment, argv: Sequence[str], console: Console, errors: C
         say(errors, f"error: {error.filename or 'a file'}: {error.strerror or error}")
         return 1
     except KeyboardInterrupt:
-        say(console, "stopped; what was finished is saved, and the same command goes on from there")
+        say(console, _STOPPED)
         return INTERRUPTED
 
 
@@ -79,13 +101,20 @@ def _run(experiment: Experiment, values: dict[str, Any], console: Console) -> in
         raise _UsageError(
             f"{flag}: the experiment knows no {error}; its module's docstring says what there is"
         ) from error
+    for sentence in _blocks_changed(experiment, values):
+        say(console, sentence)
+    folder = folders.folder_of(values["out"], experiment.name, values["scale"])
     if values["plan"]:
         for part in report.plan_tables(plans):
             console.print(part, highlight=False, soft_wrap=isinstance(part, str))
+        for name, each in plans.items():
+            say(
+                console,
+                f"{name}: {training.num_saved(each, folder / name)} of {each.num_runs} runs are saved in {folder}",
+            )
         return 0
     if values["run_id"] is not None:
         return _train_again(_as_saved(experiment, plans, values), values, console)
-    folder = folders.folder_of(values["out"], experiment.name, values["scale"])
     options = {name: values[name] for name in ("scale", "fresh", "accept")}
     options |= {"folder": folder, "console": console}
     training.train(experiment, plans, **options)
@@ -126,7 +155,9 @@ def _redraw(experiment: Experiment, values: dict[str, Any], console: Console) ->
     if results.folder != target:
         say(console, f"drawn from the reference results in {results.folder}")
     elif not values["accept"]:
-        fingerprint.check(experiment, experiment.sweeps(values["scale"]), values["scale"], results.manifest, target)
+        fingerprint.check(
+            experiment, scales.sweeps(experiment, values["scale"]), values["scale"], results.manifest, target
+        )
     for path in api.publish(experiment, results, folder=target, tell=lambda sentence: say(console, sentence)):
         say(console, str(path))
     return 0
@@ -160,20 +191,22 @@ def _train_again(plans: Mapping[str, Plan], values: dict[str, Any], console: Con
 def _flags() -> flags.FlagValues:
     """The flags, held by no global: several experiments may be run from one process."""
     values = flags.FlagValues()
-    flags.DEFINE_enum("scale", "cpu", scales.SCALES, "how large a grid", flag_values=values)
-    flags.DEFINE_integer("seeds", None, "seeds of every point", 1, 10**7, flag_values=values)
-    flags.DEFINE_integer("num_steps", None, "optimizer steps of every run", 1, 2**31 - 1, flag_values=values)
-    flags.DEFINE_multi_string("axis", [], "NAME=VALUE,VALUE,... or NAME=geom:LOW:HIGH:COUNT", flag_values=values)
-    flags.DEFINE_multi_string("sweep", [], "run this sweep alone; may be repeated", flag_values=values)
-    flags.DEFINE_enum("precision", "float32", api.PRECISIONS, "of products of matrices", flag_values=values)
-    flags.DEFINE_string("out", "runs", "where results go", flag_values=values)
-    flags.DEFINE_string("data_dir", None, "folder of data files (else DLEXP_DATA_DIR)", flag_values=values)
-    flags.DEFINE_string("run_id", None, "train this run again alone and print its curves", flag_values=values)
-    flags.DEFINE_boolean("plan", False, "show what would be trained, and train nothing", flag_values=values)
-    flags.DEFINE_boolean("redraw", False, "draw from saved results, and train nothing", flag_values=values)
-    flags.DEFINE_boolean("fresh", False, "drop the saved results and start over", flag_values=values)
-    flags.DEFINE_boolean("accept", False, "keep saved runs that were trained by other code", flag_values=values)
-    flags.DEFINE_boolean("help", False, "show this text", short_name="h", flag_values=values)
+    held: Any = {"flag_values": values}
+    flags.DEFINE_enum("scale", "cpu", scales.SCALES, "how large a grid: for tests, two cores, an accelerator", **held)
+    flags.DEFINE_integer("seeds", None, "seeds of every point, in place of the experiment's own", 1, 10**7, **held)
+    flags.DEFINE_integer("num_steps", None, "optimizer steps of every run; other runs stay", 1, 2**31 - 1, **held)
+    axis = "other values on an axis, NAME=VALUE,VALUE,... or NAME=geom:LOW:HIGH:COUNT; may be repeated"
+    flags.DEFINE_multi_string("axis", [], axis, **held)
+    flags.DEFINE_multi_string("sweep", [], "run this sweep alone; may be repeated", **held)
+    flags.DEFINE_enum("precision", "float32", api.PRECISIONS, "of products of matrices; recorded with the runs", **held)
+    flags.DEFINE_string("out", "runs", "folder of results, which go to OUT/section/name/scale", **held)
+    flags.DEFINE_string("data_dir", None, "folder of downloaded data files (else DLEXP_DATA_DIR)", **held)
+    flags.DEFINE_string("run_id", None, "train this run of the results again, alone, and print its curves", **held)
+    flags.DEFINE_boolean("plan", False, "show what would be trained and what is saved, and train nothing", **held)
+    flags.DEFINE_boolean("redraw", False, "draw and judge again from saved results, and train nothing", **held)
+    flags.DEFINE_boolean("fresh", False, "drop the saved runs of these sweeps and start over", **held)
+    flags.DEFINE_boolean("accept", False, "keep runs that were saved by other code than the file has now", **held)
+    flags.DEFINE_boolean("help", False, "show this text", short_name="h", **held)
     return values
 
 
@@ -230,6 +263,23 @@ def _located(message: str, error: Exception) -> str:
     """The message with the line of the user's file that led to it, unless it names a flag or the line already."""
     line = sources.own_line(error)
     return message if line is None or message.startswith("--") or line.file in message else f"{message} ({line})"
+
+
+def _blocks_changed(experiment: Experiment, values: dict[str, Any]) -> Iterator[str]:
+    """A sentence for each axis and union of grids of which only some blocks have the axis."""
+    names = [text.partition("=")[0].strip() for text in values["axis"]]
+    declared = experiment.sweeps(values["scale"]) if names else {}
+    for sweep, name in itertools.product(values["sweep"] or declared, names):
+        blocks = declared[sweep].grid.blocks
+        having = [block for block in blocks if name in block.config or name in block.hyper]
+        if name != "seed" and 0 < len(having) < len(blocks):
+            texts = [", ".join(f"{key}={_listed(each)}" for key, each in block.config.items()) for block in having]
+            which = "; ".join(text or "the one without config" for text in texts)
+            yield f"--axis={name} changes {len(having)} of the {len(blocks)} grids of sweep {sweep}: {which}"
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ",".join(map(str, values[:4])) + (",..." if len(values) > 4 else "")
 
 
 def _asked_for(error: KeyError, values: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ import numpy as np
 import dlexp
 from dlexp.results.files import ResultsError
 from dlexp.sources import is_own_file
+from dlexp.sweep import scales
 from dlexp.types import Experiment, Sweep
 
 _PLAIN = (str, bytes, int, float, complex, bool, type(None))
@@ -66,7 +67,7 @@ def check(
             raise ResultsError(_changed(experiment, name, code, now, folder))
     files = {file_of(sweep.make_learner) for sweep in sweeps.values()}
     strangers = [name for name, code in known.items() if code["file"] and code["file"] not in files]
-    strangers = [name for name in strangers if name not in sweeps and name not in experiment.sweeps(scale)]
+    strangers = [name for name in strangers if name not in sweeps and name not in scales.sweeps(experiment, scale)]
     if strangers and any(files):
         raise ResultsError(
             f"{folder} holds sweep {strangers[0]} of {known[strangers[0]]['file']}, another experiment of the name "
@@ -102,11 +103,12 @@ class _Reader:
             return "met"
         self._met[id(value)] = value
         if isinstance(value, functools.partial):
-            return f"partial({self.value(value.func)}, {self.value(value.args)}, {self.value(value.keywords)})"
-        if isinstance(value, Mapping):
-            return f"{{{', '.join(f'{key!r}: {self.value(each)}' for key, each in value.items())}}}"
-        if isinstance(value, (tuple, list)):
-            return f"{type(value).__name__}({', '.join(map(self.value, value))})"
+            named = {name: self.value(each) for name, each in value.keywords.items()}
+            return f"partial({self.value(value.func)}, {self.value(value.args)}, {named})"
+        if isinstance(value, (list, dict, set)):
+            return type(value).__name__  # what is put into it while runs are trained, as into a cache, is no code
+        if isinstance(value, tuple):
+            return f"({', '.join(map(self.value, value))})"
         if isinstance(value, np.ndarray):
             content = hashlib.blake2b(np.ascontiguousarray(value).tobytes(), digest_size=10).hexdigest()
             return f"array({value.dtype}, {value.shape}, {content})"
@@ -121,7 +123,8 @@ class _Reader:
             return self._module(value)
         kind = value if isinstance(value, type) else type(value)
         if _is_own(sys.modules.get(kind.__module__)):
-            held = "" if isinstance(value, type) else self.value(getattr(value, "__dict__", {}))
+            attributes = {} if isinstance(value, type) else getattr(value, "__dict__", {})
+            held = {name: self.value(each) for name, each in attributes.items()}
             return f"{self._names(_path_of(kind), [kind.__qualname__.split('.')[0]], {})} {held}"
         return kind.__qualname__
 

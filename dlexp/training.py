@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from dlexp import faults, fingerprint
 from dlexp.interrupt import deferred
 from dlexp.ops.choices import OWN, SHARED
 from dlexp.progress import Display, say
-from dlexp.results import checkpoint, columns, folders, store, table
+from dlexp.results import checkpoint, columns, folders, store, strictjson, table
 from dlexp.results.files import ResultsError
 from dlexp.sweep import engine, machine, pace, tuning
 from dlexp.sweep.engine import Advanced, Compiling, Finished, Narrowed, Snapshot
@@ -81,6 +80,16 @@ def train(
             ) from error
 
 
+def num_saved(plan: Plan, folder: Path) -> int:
+    """Returns how many runs of a plan are saved in the folder of its sweep, which is left as it is.
+
+    Raises:
+      ResultsError: where a file is damaged.
+    """
+    saved = {name for _, chunk, _ in store.chunks(folder) for name in chunk["run_id"].to_pylist()}
+    return sum(name in saved for group in plan.groups for name, _ in plan.runs(group)) if saved else 0
+
+
 def as_saved(plans: Mapping[str, Plan], manifest: Mapping[str, Any], *, exactly: bool = False) -> dict[str, Plan]:
     """Returns the plans in the layouts in which a manifest says that runs were trained on devices like these.
 
@@ -112,7 +121,7 @@ def _family_key(plan: Plan, group: Group) -> str:
     """Names a group and the devices it is laid out for."""
     devices = machine.start_devices()
     where = {"device": devices[0].device_kind, "num_devices": plan.num_devices}
-    return json.dumps({**where, "config": group.family.config, "hyper": group.family.hyper_names}, default=repr)
+    return strictjson.dumps({**where, "config": group.family.config, "hyper": group.family.hyper_names}, default=repr)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -111,10 +113,13 @@ class Learner(NamedTuple):
       data: pytree of host arrays; the engine puts it on the devices and passes it as an argument.
       hyper: what may be swept, with its legal range.
       init: `(key, hyper, data) -> state`.
-      update: `(drawn, hyper, data, state) -> (state, metrics)`, one optimizer step; None where nothing is trained.
+      update: `(drawn, hyper, data, state) -> (state, metrics)`, one optimizer step; None where nothing is trained. If
+        it has a parameter `step`, it is told by that name how many steps were made: an int32 that is the same for all
+        runs of a call, so that `jax.lax.cond` on it computes one branch alone.
       evaluate: `(key, hyper, data, state) -> metrics`, at step 0 and at each evaluation.
       draw: `(key, hyper, data) -> drawn`, what chance decides in a step whatever the state, such as the rows of a
         batch: the engine draws for many steps at once, which costs less. Without it, `drawn` is the step's key.
+        It is told `step` as `update` is.
     """
 
     data: PyTree
@@ -124,15 +129,30 @@ class Learner(NamedTuple):
     evaluate: Callable[[Key, Hyper, PyTree, PyTree], Metrics]
     draw: Callable[[Key, Hyper, PyTree], PyTree] = _the_key_itself
 
-    def step(self, key: Key, hyper: Hyper, data: PyTree, state: PyTree) -> tuple[PyTree, Metrics]:
-        """One `update` with a `draw` of its own.
+    @property
+    def is_told_the_step(self) -> bool:
+        """Whether `update` or `draw` asks for the number of steps made so far."""
+        asking = [each for each in (self.update, self.draw) if each and "step" in inspect.signature(each).parameters]
+        return bool(asking)
+
+    def step(
+        self, key: Key, hyper: Hyper, data: PyTree, state: PyTree, step: jax.Array | int = 0
+    ) -> tuple[PyTree, Metrics]:
+        """One `update` with a `draw` of its own, after so many steps.
 
         Raises:
           TypeError: where nothing is trained.
         """
         if self.update is None:
             raise TypeError("this learner has no update: nothing is trained")
-        return self.update(self.draw(key, hyper, data), hyper, data, state)
+        return self.told(self.update, step)(self.told(self.draw, step)(key, hyper, data), hyper, data, state)
+
+    @staticmethod
+    def told(function: Callable[..., Any], step: jax.Array | int) -> Callable[..., Any]:
+        """Returns `update` or `draw`, told the number of steps made so far if it has a parameter `step`."""
+        if "step" not in inspect.signature(function).parameters:
+            return function
+        return functools.partial(function, step=step)
 
 
 class Measurement(NamedTuple):

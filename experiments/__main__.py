@@ -1,13 +1,12 @@
-"""Lists every experiment, runs them all, or redraws them all.
+"""Lists every experiment, runs them all, redraws them all, or shows what is saved of them all.
 
-python -m experiments [--all | --redraw] [--scale=smoke|cpu|gpu] [--out=DIR] [--data_dir=DIR] [--markdown]
+python -m experiments [--all | --redraw | --plan] [--scale=smoke|cpu|gpu] [--out=DIR] [--data_dir=DIR] [--markdown]
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-import signal
 import sys
 import time
 import traceback
@@ -45,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     values = _flags()
     try:
         rest = values(list(argv), known_only=True)[1:]
-        runs = values["all"].value or values.redraw
+        runs = values["all"].value or values.redraw or values.plan
         if rest and not runs:
             raise flags.Error(f"{rest[0]!r} is unknown here; --help lists the flags")
     except flags.Error as error:
@@ -83,6 +82,7 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_boolean("help", False, "show this text", flag_values=values)
     flags.DEFINE_boolean("all", False, "run every experiment", flag_values=values)
     flags.DEFINE_boolean("redraw", False, "draw every experiment from saved results", flag_values=values)
+    flags.DEFINE_boolean("plan", False, "show each experiment's plan and what is saved of it", flag_values=values)
     flags.DEFINE_boolean("markdown", False, "print the README's table of experiments", flag_values=values)
     flags.DEFINE_enum("scale", "cpu", scales.SCALES, "how large the grids", flag_values=values)
     flags.DEFINE_string("out", "runs", "where results go", flag_values=values)
@@ -136,8 +136,4 @@ def _run_all(arguments: Sequence[str], console: Console) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        sys.exit(main(sys.argv))
-    except KeyboardInterrupt:
-        sys.exit(cli.INTERRUPTED)
+    sys.exit(cli.ended(lambda: main(sys.argv), Console(emoji=False)))

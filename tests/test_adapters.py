@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dlexp import learner, losses, models, optim
+from dlexp import learners, losses, models, optim
 from dlexp.data import bundled
 from dlexp.sweep import grid
 from dlexp.types import Range
@@ -53,7 +53,7 @@ class Nnx(nnx.Module):
 
 
 def equinox_model():
-    eqx = pytest.importorskip("equinox")
+    import equinox as eqx
 
     def make(key):
         first, last = jax.random.split(key)
@@ -70,10 +70,11 @@ MODELS = {
     "nnx": lambda: models.from_nnx(lambda rngs: Nnx(rngs)),
     "equinox": equinox_model,
 }
+EQUINOX = pytest.param("equinox", marks=pytest.mark.equinox)
 INPUTS = np.random.default_rng(0).normal(size=(32, 64)).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*(name for name in MODELS if name != "equinox"), EQUINOX])
 def test_chance_enters_in_training_alone_and_by_the_key_alone(name):
     model = MODELS[name]()
     variables = model.init(jax.random.key(0), {}, INPUTS[:1])
@@ -110,8 +111,10 @@ def test_an_nnx_module_computes_what_it_computes_by_itself():
     np.testing.assert_allclose(outputs, module(INPUTS), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.equinox
 def test_an_equinox_module_computes_what_it_computes_by_itself():
-    eqx = pytest.importorskip("equinox")
+    import equinox as eqx
+
     model = models.from_equinox(lambda key: eqx.nn.MLP(64, 10, 16, 1, key=key))
     variables = model.init(jax.random.key(3), {}, INPUTS[:1])
     outputs, _ = model.apply(variables, {}, INPUTS, key=jax.random.key(0), train=True)
@@ -119,11 +122,11 @@ def test_an_equinox_module_computes_what_it_computes_by_itself():
     np.testing.assert_allclose(outputs, own, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["linen", "nnx", "equinox"])
+@pytest.mark.parametrize("name", ["linen", "nnx", EQUINOX])
 def test_runs_of_such_modules_train_in_one_program(name, devices):
     def make_learner(config, num_steps):
         data = bundled.load("digits")
-        return learner.supervised(MODELS[name](), losses.softmax_cross_entropy, optim.adam(), data, batch_size=16)
+        return learners.supervised(MODELS[name](), losses.softmax_cross_entropy, optim.adam(), data, batch_size=16)
 
     points = grid(hyper={"learning_rate": (1e-6, 0.01)}, seeds=2)
     rows = finished(points, devices, make_learner=make_learner, num_steps=60, num_evals=2)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
 
-from dlexp import api, cli
+from dlexp import api, cli, learners, losses, models, optim, progress
+from dlexp.data import bundled
 from dlexp.results import folders, load, store
+from dlexp.study import style
 from dlexp.sweep import grid
 from dlexp.types import Experiment, Sweep
 from experiments.optimization.optimizers import EXPERIMENT
@@ -45,6 +49,32 @@ def main(*flags, experiment=SMALL, out=None):
     return status, console.export_text(), errors.export_text()
 
 
+def sweeps_with_every_kind_of_axis(scale):
+    def make_learner(config, num_steps):
+        data = bundled.load("digits")
+        model = models.mlp(width=8, num_layers=2, num_outputs=10)
+        return learners.supervised(
+            model, losses.softmax_cross_entropy, optim.adam(optim.cosine(10)), data, batch_size=16
+        )
+
+    hyper = {"eps": (1e-8,), "decay_steps": (10,)}
+    scheduled = Sweep(grid(hyper={"learning_rate": (0.1,), **hyper}), make_learner, 10)
+    return {**small_sweeps(scale), "scheduled": scheduled}
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory):
+    out = tmp_path_factory.mktemp("small")
+    assert main(out=out)[0] == 0
+    return out
+
+
+@pytest.fixture
+def trained(trained_once, tmp_path):
+    """A folder of its own in which all of SMALL is trained."""
+    return shutil.copytree(trained_once, tmp_path / "trained")
+
+
 BAD_INPUT = [
     ("--axis=depth=3", "there is no axis 'depth'; the axes are learning_rate, seed, optimizer"),
     ("--axis=learning_rate=", "write NAME=VALUE"),
@@ -65,7 +95,10 @@ BAD_INPUT = [
     ("--data_dir=/no/such/folder", "there is no such folder"),
     ("--run_id=0123", "there is no run '0123'"),
     ("--run_id=", "there is no run ''"),
-    ("--axis=learning_rate=1e300", "must be a number in [0, inf)"),
+    ("--axis=learning_rate=1e300", "must be a number in [0, inf), got 1e+300, which is inf in float32"),
+    ("--axis=eps=1e-50", "must be a number in (0, inf), got 1e-50, which is 0 in float32"),
+    ("--axis=decay_steps=20,3e9", "got 3000000000.0, which int32 cannot hold; take one from -2147483648 to 2147483647"),
+    ("--axis=decay_steps=20,2.5", "must be an integer in [1, inf), got 2.5"),
     ("--axis=learning_rate=geom:1e-5:1:1000000000000", "COUNT from 1 to 1,000,000"),
     ("--axis=learning_rate=geom:-1:10:5", "'geom:-1:10:5' is no geom"),
     ("--seeds=1000000000000", "in the range [1, 10000000]"),
@@ -77,13 +110,54 @@ BAD_INPUT = [
 
 @pytest.mark.parametrize(("flag", "remedy"), BAD_INPUT)
 def test_bad_input_ends_with_one_sentence_and_writes_nothing(tmp_path, flag, remedy):
-    status, _, said = main(flag, out=tmp_path / "runs")
+    experiment = (
+        SMALL._replace(sweeps=sweeps_with_every_kind_of_axis) if re.match("--axis=(eps|decay)", flag) else SMALL
+    )
+    for mode in ((), ("--plan",)) if flag.startswith("--axis") else ((),):
+        status, _, said = main(flag, *mode, out=tmp_path / "runs", experiment=experiment)
+        assert status == 2
+        assert remedy in said
+        assert flag in said or flag in ("--learning_rate=0.1", "cpu")
+        assert flag.removeprefix("--").split("=")[0] in said
+        assert len(said.strip().splitlines()) == 1
+        assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "remedy"),
+    [
+        ("jax_disable_jit", True, "JAX_DISABLE_JIT=True cannot be used: the engine trains compiled programs; unset it"),
+        ("jax_threefry_partitionable", False, "unset it, or set it to True"),
+        ("jax_random_seed_offset", 3, "unset it, or set it to 0"),
+    ],
+)
+def test_settings_under_which_runs_are_not_what_their_ids_say_are_refused(tmp_path, setting, value, remedy):
+    before = getattr(jax.config, setting)
+    jax.config.update(setting, value)
+    try:
+        status, _, said = main(out=tmp_path / "runs")
+    finally:
+        jax.config.update(setting, before)
     assert status == 2
     assert remedy in said
-    assert flag in said or flag in ("--learning_rate=0.1", "cpu")
-    assert flag.removeprefix("--").split("=")[0] in said
-    assert len(said.strip().splitlines()) == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_time_left_counts_what_this_process_trains(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    console = Console(record=True, file=io.StringIO(), width=200)
+    with progress.Display(console, "main", num_runs=100, num_done=60, num_steps=10) as display:
+        now[0] = 50.0  # starting up and compiling
+        display.compiling("all runs")
+        display.advanced(8 * 9, 0, None)  # of a chunk of 8 runs whose state was kept
+        now[0] = 60.0
+        display.advanced(8 * 1, 0, 10.0)
+        display.finished(8, 0, 10.0)
+        now[0] = 70.0
+        display.advanced(4 * 10, 0, 10.0)
+    # 0.8 + 4 runs in 20 seconds; 28 are left.
+    assert "68 of 100 runs, 720 steps, 0.2 runs/s, 0 non-finite, 117 s left" in console.export_text()
 
 
 @pytest.mark.parametrize(
@@ -115,22 +189,18 @@ def test_names_that_would_leave_their_folder_are_refused(tmp_path, name):
     assert not (tmp_path / "runs").exists()
 
 
-def test_results_of_another_version_are_not_drawn(tmp_path):
-    main(out=tmp_path)
-    status, _, said = main("--redraw", experiment=SMALL._replace(version=2), out=tmp_path)
+def test_results_of_another_version_are_not_drawn(trained):
+    status, _, said = main("--redraw", experiment=SMALL._replace(version=2), out=trained)
     assert status == 1
     assert "is of version 1, the experiment is at 2; train again" in said
 
 
 def test_figures_may_have_dots_in_their_names(tmp_path):
-    def figures(results):
-        from matplotlib.figure import Figure
+    from matplotlib.figure import Figure
 
-        return {"rate_0.1": Figure(), "rate_0.2": Figure()}
-
-    main(experiment=SMALL._replace(figures=figures), out=tmp_path)
-    drawn = folders.folder_of(tmp_path, SMALL.name, "smoke") / "figures"
-    assert sorted(path.name for path in drawn.glob("*.svg")) == ["rate_0.1.svg", "rate_0.2.svg"]
+    for name in ("rate_0.1", "rate_0.2"):
+        style.save(Figure(), tmp_path / name)
+    assert sorted(path.name for path in tmp_path.glob("*.svg")) == ["rate_0.1.svg", "rate_0.2.svg"]
 
 
 def saved_ids(folder):
@@ -152,14 +222,13 @@ def test_folders_that_cannot_be_used_are_named(tmp_path):
     assert "has no results at scale smoke" in said
 
 
-def test_the_same_command_trains_only_what_is_missing(tmp_path):
-    assert main(out=tmp_path)[0] == 0
-    folder = folders.folder_of(tmp_path, SMALL.name, "smoke")
+def test_the_same_command_trains_only_what_is_missing(trained):
+    folder = folders.folder_of(trained, SMALL.name, "smoke")
     before = load(folder)
     files = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
-    assert "all 4 runs are saved" in main(out=tmp_path)[1]
+    assert "all 4 runs are saved" in main(out=trained)[1]
     assert files == {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
-    status, said, _ = main("--axis=learning_rate=0.1,0.3", "--sweep=main", out=tmp_path)
+    status, said, _ = main("--axis=learning_rate=0.1,0.3", "--sweep=main", out=trained)
     assert status == 0
     assert "4 of 4 runs" in said
     grown = load(folder)
@@ -170,31 +239,28 @@ def test_the_same_command_trains_only_what_is_missing(tmp_path):
     assert len(grown["other"]) == 2
 
 
-def test_a_longer_training_stands_beside_the_shorter_one(tmp_path):
-    main(out=tmp_path)
-    assert main("--num_steps=40", "--sweep=main", out=tmp_path)[0] == 0
-    folder = folders.folder_of(tmp_path, SMALL.name, "smoke")
+def test_a_longer_training_stands_beside_the_shorter_one(trained):
+    assert main("--num_steps=40", "--sweep=main", out=trained)[0] == 0
+    folder = folders.folder_of(trained, SMALL.name, "smoke")
     assert load(folder)["main"].steps("test/loss").tolist() == [0, 20, 40]
     assert len(saved_ids(folder)) == 8
 
 
-def test_fresh_starts_over_and_says_what_it_drops(tmp_path):
-    main(out=tmp_path)
-    status, said, _ = main("--fresh", "--seeds=1", out=tmp_path)
+def test_fresh_starts_over_and_says_what_it_drops(trained):
+    status, said, _ = main("--fresh", "--seeds=1", out=trained)
     assert status == 0
     assert "--fresh drops" in said
-    folder = folders.folder_of(tmp_path, SMALL.name, "smoke")
+    folder = folders.folder_of(trained, SMALL.name, "smoke")
     assert len(saved_ids(folder)) == 2
 
 
-def test_fresh_drops_only_the_chosen_sweeps_and_the_seconds_spent_on_them(tmp_path):
-    main(out=tmp_path)
-    folder = folders.folder_of(tmp_path, SMALL.name, "smoke")
+def test_fresh_drops_only_the_chosen_sweeps_and_the_seconds_spent_on_them(trained):
+    folder = folders.folder_of(trained, SMALL.name, "smoke")
     about = json.loads((folder / "manifest.json").read_text())
     about["sweeps"]["main"]["seconds"] += 1000.0
     about["seconds"] += 1000.0
     (folder / "manifest.json").write_text(json.dumps(about))
-    main("--fresh", "--sweep=main", "--seeds=1", out=tmp_path)
+    main("--fresh", "--sweep=main", "--seeds=1", out=trained)
     assert {name: len(table) for name, table in load(folder).items()} == {"other": 2, "main": 2}
     about = json.loads((folder / "manifest.json").read_text())
     by_sweep = [sweep["seconds"] for sweep in about["sweeps"].values()]
@@ -203,34 +269,34 @@ def test_fresh_drops_only_the_chosen_sweeps_and_the_seconds_spent_on_them(tmp_pa
 
 
 def test_figures_and_claims_of_another_grid_do_not_stay(tmp_path):
-    def figures(results):
+    def drawn(results):
         from matplotlib.figure import Figure
 
         if len(results["main"]) != 4:
             raise KeyError("a rate that the figure needs")
-        return {"drawn": Figure()}
+        return Figure()
 
-    drawn = SMALL._replace(figures=figures)
-    main(experiment=drawn, out=tmp_path)
+    experiment = SMALL._replace(figures=(drawn,))
+    main(experiment=experiment, out=tmp_path)
     folder = folders.folder_of(tmp_path, SMALL.name, "smoke")
     assert (folder / "figures/drawn.svg").exists()
-    status, said, _ = main("--seeds=3", experiment=drawn, out=tmp_path)
+    status, said, _ = main("--seeds=3", experiment=experiment, out=tmp_path)
     assert status == 0
     assert "no figures and claims" in said
     assert not (folder / "figures").exists()
     assert not (folder / "claims.json").exists()
-    broken = SMALL._replace(figures=lambda results: 1 / 0)
+    broken = SMALL._replace(figures=(lambda results: 1 / 0,))
     with pytest.raises(ZeroDivisionError):  # the author's mistake on the author's own grid keeps its traceback
         main(experiment=broken, out=tmp_path / "own")
-    with pytest.raises(TypeError, match="must return"):
-        main(experiment=SMALL._replace(figures=lambda results: None), out=tmp_path / "own")
+    for wrong in (lambda results: None, (lambda results: None,)):
+        with pytest.raises(TypeError, match=r"must return a matplotlib Figure|must be functions, got a function"):
+            main(experiment=SMALL._replace(figures=wrong), out=tmp_path / "own")
 
 
-def test_results_with_runs_missing_are_not_judged(tmp_path):
-    main(out=tmp_path)
-    folder = folders.folder_of(tmp_path, SMALL.name, "smoke")
+def test_results_with_runs_missing_are_not_judged(trained):
+    folder = folders.folder_of(trained, SMALL.name, "smoke")
     next((folder / "main").glob("*.parquet")).unlink()
-    status, _, said = main("--redraw", out=tmp_path)
+    status, _, said = main("--redraw", out=trained)
     assert status == 1
     assert "sweep main has 0 of 4 runs; the same command goes on" in said
 
@@ -267,13 +333,12 @@ def test_a_data_set_without_a_test_split_is_summed_up_by_validation(tmp_path):
     assert "best point by validation, validation/accuracy there" in said
 
 
-def test_damaged_results_are_moved_aside_and_trained_again(tmp_path):
-    main(out=tmp_path)
-    folder = folders.folder_of(tmp_path, SMALL.name, "smoke")
+def test_damaged_results_are_moved_aside_and_trained_again(trained):
+    folder = folders.folder_of(trained, SMALL.name, "smoke")
     before = load(folder)["main"].frame
     victim = next((folder / "main").glob("*.parquet"))
     victim.write_bytes(victim.read_bytes()[:-100])
-    status, said, _ = main(out=tmp_path)
+    status, said, _ = main(out=trained)
     assert status == 0
     assert "damaged or foreign results moved to" in said
     assert load(folder)["main"].frame.equals(before)
@@ -287,9 +352,8 @@ def test_the_plan_shows_what_it_would_cost_and_trains_nothing(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_one_run_can_be_trained_again_alone_bit_for_bit(tmp_path):
-    main(out=tmp_path)
-    table = load(folders.folder_of(tmp_path, SMALL.name, "smoke"))["main"]
+def test_one_run_can_be_trained_again_alone_bit_for_bit(trained):
+    table = load(folders.folder_of(trained, SMALL.name, "smoke"))["main"]
     row = 2
     again = api.train_again(api.plan(SMALL, scale="smoke"), table.frame["run_id"][row])
     for name, values in again.items():
@@ -297,8 +361,8 @@ def test_one_run_can_be_trained_again_alone_bit_for_bit(tmp_path):
     status, said, _ = main(f"--run_id={table.frame['run_id'][row]}")
     assert status == 0
     assert f"{again['test/loss'][-1]:.5g}" in said
-    main("--num_steps=40", "--axis=learning_rate=0.3", out=tmp_path)
-    longer = load(folders.folder_of(tmp_path, SMALL.name, "smoke"))["main"]
+    main("--num_steps=40", "--axis=learning_rate=0.3", out=trained)
+    longer = load(folders.folder_of(trained, SMALL.name, "smoke"))["main"]
     asked = f"--run_id={longer.frame['run_id'][1]}"
     status, said, _ = main("--num_steps=40", "--axis=learning_rate=0.3", asked)
     assert status == 0
@@ -309,24 +373,12 @@ def test_help_names_the_question_and_every_flag():
     status, said, _ = main("--help")
     assert status == 0
     assert SMALL.question in said
-    for name in (
-        "scale",
-        "seeds",
-        "num_steps",
-        "axis",
-        "sweep",
-        "out",
-        "data_dir",
-        "plan",
-        "redraw",
-        "fresh",
-    ):
+    for name in cli._flags():
         assert f"--{name}" in said or f"[no]{name}" in said
 
 
-def test_provenance_tells_how_to_train_the_numbers_again(tmp_path):
-    main(out=tmp_path)
-    folder = folders.folder_of(tmp_path, SMALL.name, "smoke")
+def test_provenance_tells_how_to_train_the_numbers_again(trained_once):
+    folder = folders.folder_of(trained_once, SMALL.name, "smoke")
     for _, _, about in store.chunks(folder / "main"):
         assert about["provenance"].keys() >= {
             "jax",
@@ -336,9 +388,11 @@ def test_provenance_tells_how_to_train_the_numbers_again(tmp_path):
             "width",
             "git_commit",
             "num_devices",
+            "random_numbers",
         }
+        assert about["provenance"]["random_numbers"] == "threefry2x32"
     text = (folder / "manifest.json").read_text()
-    assert str(tmp_path) not in text
+    assert str(trained_once) not in text
     assert json.loads(text)["sweeps"]["main"]["num_runs"] == 4
 
 
@@ -356,9 +410,8 @@ def test_redrawing_imports_no_engine(tmp_path):
 
 def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(tmp_path):
     flags = ["--num_steps=2000", "--sweep=mnist1d", "--seeds=10"]
-    command = [sys.executable, "-m", MODULE, "--scale=smoke", *flags]
     process = subprocess.Popen(
-        [*command, f"--out={tmp_path / 'stopped'}"],
+        [sys.executable, "-m", MODULE, "--scale=smoke", *flags, f"--out={tmp_path / 'stopped'}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -377,7 +430,8 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(tmp_path):
     assert not moved
     assert 0 < len(saved) < 60
     for out in ("stopped", "undisturbed"):
-        subprocess.run([*command, f"--out={tmp_path / out}"], check=True, capture_output=True, cwd=ROOT)
+        status, _, said = main(*flags, experiment=EXPERIMENT, out=tmp_path / out)
+        assert status == 0, said
     stopped, undisturbed = (
         load(folders.folder_of(tmp_path / out, EXPERIMENT.name, "smoke")) for out in ("stopped", "undisturbed")
     )
@@ -420,10 +474,13 @@ def test_what_a_smaller_grid_can_show_is_drawn_and_the_rest_is_named(tmp_path):
         table.select(learning_rate=rate)
         return Figure()
 
-    def figures(results):
-        return {"low": lambda: needs(results["main"], 0.01), "high": lambda: needs(results["main"], 0.1)}
+    def low(results):
+        return needs(results["main"], 0.01)
 
-    partly = SMALL._replace(figures=figures)
+    def high(results):
+        return needs(results["main"], 0.1)
+
+    partly = SMALL._replace(figures=(low, high))
     folder = folders.folder_of(tmp_path, SMALL.name, "smoke")
     main(experiment=partly, out=tmp_path)
     assert {path.stem for path in (folder / "figures").iterdir()} == {"low", "high"}

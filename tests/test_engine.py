@@ -10,7 +10,7 @@ import pytest
 
 from dlexp import api, learners, losses, models, optim
 from dlexp.data import bundled
-from dlexp.sweep import engine, geomspace, grid, layouts, programs, recorder
+from dlexp.sweep import engine, geomspace, grid, layouts, machine, programs, recorder
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Identity
 from dlexp.theory.optimizers import quadratic_contraction
@@ -37,30 +37,33 @@ def quadratic_learner(config, num_steps):
     )
 
 
-def plain_loop(config, hyper, seed, num_steps):
-    """One run with nothing of the engine, the learner or the optimizer factory: raw Optax, jitted apply."""
-    data = bundled.load("digits")
+def plain_step(config):
+    """The jitted step and the jitted loss of `plain_loop`, for every rate and seed."""
     model = models.mlp(width=8, num_layers=2, num_outputs=10)
-    tx = {"adam": optax.adam, "sgd": optax.sgd}[config](hyper["learning_rate"])
+
+    def loss(params, key, inputs, labels):
+        logits, _ = model.apply({"params": params}, {}, inputs, key=key, train=True)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def step(params, opt_state, rate, *batch):
+        grads = jax.grad(loss)(params, *batch)
+        updates, opt_state = {"adam": optax.adam, "sgd": optax.sgd}[config](rate).update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    return model, jax.jit(step), jax.jit(loss)
+
+
+def plain_loop(config, rate, seed, num_steps, model, step, loss):
+    """One run with nothing of the engine, the learner or the optimizer factory: a loop over a jitted step of Optax."""
+    data = bundled.load("digits")
     init_key, update_key = (jax.random.fold_in(jax.random.key(np.uint32(seed)), purpose) for purpose in (0, 1))
     params = model.init(init_key, {"init_scale": 1.0, "bias_scale": 0.0}, data.train.inputs[:1])["params"]
-    opt_state = tx.init(params)
-
-    @jax.jit
-    def logits(params, inputs):
-        return model.apply({"params": params}, {}, inputs, key=update_key, train=True)[0]
-
-    @jax.jit
-    def loss(params, inputs, labels):
-        return optax.softmax_cross_entropy_with_integer_labels(logits(params, inputs), labels).mean()
-
-    for step in range(num_steps):
-        batch_key, _ = jax.random.split(jax.random.fold_in(update_key, step))
+    opt_state = {"adam": optax.adam, "sgd": optax.sgd}[config](rate).init(params)
+    for place in range(num_steps):
+        batch_key, _ = jax.random.split(jax.random.fold_in(update_key, place))
         rows = jax.random.randint(batch_key, (16,), 0, len(data.train.inputs))
-        grads = jax.grad(loss)(params, data.train.inputs[rows], data.train.labels[rows])
-        updates, opt_state = tx.update(grads, opt_state, params)
-        params = optax.apply_updates(params, updates)
-    return float(loss(params, data.test.inputs, data.test.labels))
+        params, opt_state = step(params, opt_state, rate, update_key, data.train.inputs[rows], data.train.labels[rows])
+    return float(loss(params, update_key, data.test.inputs, data.test.labels))
 
 
 @pytest.mark.usefixtures("x64")
@@ -68,9 +71,10 @@ def test_a_vmapped_sweep_equals_a_plain_loop_in_double_precision(devices):
     rates = (0.01, 0.1)
     rows = finished(grid(config={"optimizer": ("adam", "sgd")}, hyper={"learning_rate": rates}, seeds=2), devices)
     for optimizer in ("adam", "sgd"):
+        plain = plain_step(optimizer)
         for rate in rates:
             for seed in (0, 1):
-                expected = plain_loop(optimizer, {"learning_rate": rate}, seed, 20)
+                expected = plain_loop(optimizer, rate, seed, 20, *plain)
                 measured = metric(rows, (optimizer, rate, seed), "test/loss")[-1]
                 # Double precision rounds at 1e-16; 20 steps of different summation order cost some digits.
                 assert measured == pytest.approx(expected, rel=1e-11)
@@ -116,6 +120,43 @@ def test_what_chance_decides_is_the_step_s_own_wherever_calls_end(devices, monke
     again = finished(runs, devices, make_learner=make_learner, num_steps=40, num_evals=4)
     for key in made:
         np.testing.assert_array_equal(metric(again, key, "test/state"), metric(made, key, "test/state"))
+
+
+def test_a_learner_needs_no_data(devices):
+    def update(drawn, hyper, data, w):
+        return w * (1 - hyper["learning_rate"]), {"batch/loss": w * w}
+
+    shrinking = Learner(
+        (),
+        {"learning_rate": Range(0.0)},
+        lambda key, hyper, data: jnp.float32(1),
+        update,
+        lambda key, hyper, data, w: {"test/loss": w * w},
+    )
+    made = finished(grid(hyper={"learning_rate": (0.1,)}), devices, make_learner=lambda *_: shrinking, num_steps=4)
+    np.testing.assert_allclose(metric(made, (0.1, 0), "test/loss"), 0.9 ** np.array([0, 4, 8]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("jax_default_prng_impl", "rbg"),
+        ("jax_numpy_dtype_promotion", "strict"),
+        ("jax_numpy_rank_promotion", "raise"),
+        ("jax_debug_nans", True),
+    ],
+)
+def test_a_run_has_the_same_numbers_whatever_jax_is_told(devices, setting, value):
+    runs = grid(hyper={"learning_rate": (0.1, 1e30)}, seeds=(2, 3))
+    usual, before = finished(runs, devices), getattr(jax.config, setting)
+    jax.config.update(setting, value)
+    try:
+        other = finished(grid(hyper={"learning_rate": (0.1, 1e30)}, seeds=(3,)), devices)
+    finally:
+        jax.config.update(setting, before)
+    for key in other:
+        for name in ("test/loss", "batch/loss"):
+            np.testing.assert_array_equal(metric(other, key, name), metric(usual, key, name))
 
 
 def test_a_learner_without_an_update_makes_no_step():
@@ -373,3 +414,57 @@ def test_data_in_double_precision_is_placed_as_jax_keeps_it(devices):
     points = grid(hyper={"learning_rate": (0.1,), "curvature": (1.0,)}, seeds=1)
     rows = finished(points, devices, make_learner=make, num_steps=4, num_evals=2)
     assert len(rows) == 1
+
+
+def learner_told_the_step(is_told):
+    """A sum over steps of the steps made so far; the other way, with a count of its own in the state."""
+
+    def init(key, hyper, data):
+        return {"sum": 0.0 * hyper["factor"], "seen": 0.0 * hyper["factor"], "count": jnp.zeros((), jnp.int32)}
+
+    def changed(state, step, drawn, factor):
+        grown = jax.lax.cond(step % 3 == 0, lambda x: x + factor * jnp.cos(x), lambda x: x, state["sum"])
+        new = {"sum": grown, "seen": state["seen"] + step, "count": state["count"] + 1}
+        return new, {"batch/drawn": drawn.astype(float)}
+
+    def evaluate(key, hyper, data, state):
+        return {"test/sum": state["sum"], "test/seen": state["seen"]}
+
+    def told(drawn, hyper, data, state, *, step):
+        return changed(state, step, drawn, hyper["factor"])
+
+    def counting(drawn, hyper, data, state):
+        return changed(state, state["count"], state["count"], hyper["factor"])
+
+    ways = (told, evaluate, lambda key, hyper, data, step: step) if is_told else (counting, evaluate)
+    return Learner({"x": np.ones(2)}, {"factor": Range(0.0)}, init, *ways)
+
+
+@pytest.mark.parametrize("stepwise", [False, True])
+def test_update_and_draw_are_told_the_step_if_they_ask_for_it(devices, stepwise, monkeypatch):
+    monkeypatch.setattr(
+        planning.Group, "with_layout", lambda self, layout: self._replace(layout=layout._replace(stepwise=stepwise))
+    )
+    points, steps = grid(hyper={"factor": (0.5, 2.0)}, seeds=2), {"num_steps": 40, "num_evals": 4}
+    told, counting = (
+        finished(points, devices, make_learner=lambda config, num_steps, way=way: learner_told_the_step(way), **steps)
+        for way in (True, False)
+    )
+    seen = metric(told, (2.0, 1), "test/seen")
+    assert seen.tolist() == [sum(range(stop)) for stop in (0, 10, 20, 30, 40)]
+    for name in ("test/sum", "batch/drawn"):
+        np.testing.assert_allclose(metric(told, (2.0, 1), name), metric(counting, (2.0, 1), name), rtol=1e-6)
+    assert metric(told, (2.0, 1), "batch/drawn").tolist() == [4.5, 14.5, 24.5, 34.5]
+
+
+def test_a_condition_on_the_step_stays_one_in_the_program_of_many_runs(devices):
+    def program(is_told):
+        sweep = Sweep(
+            grid(hyper={"factor": (0.5, 2.0)}, seeds=4), lambda config, num_steps: learner_told_the_step(is_told), 40, 4
+        )
+        plan = planning.make(Identity("tests.any", 1, "main", 40), sweep, devices)
+        (group,) = plan.groups
+        return programs.lower(group, machine.mesh(devices))[1].program.as_text()
+
+    conditions = [text.count("stablehlo.case") + text.count("stablehlo.if") for text in map(program, (True, False))]
+    assert conditions[0] == conditions[1] + 1  # that of a count in the state became a choice between both branches

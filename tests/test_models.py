@@ -688,3 +688,86 @@ def test_batches_of_many_numbers_are_cut_where_no_example_sees_another(
     with recording_choices() as recorded:
         jax.eval_shape(lambda: each.step(KEY, hyper, each.data, each.init(KEY, hyper, each.data)))
     assert ("batch" in recorded) == may_be_cut
+
+
+def test_layers_of_a_perceptron_may_have_widths_of_their_own():
+    """An autoencoder of linear layers: the outputs are the product of the kernels."""
+    inputs = jax.random.normal(KEY, (6, 5))
+    model = models.mlp(widths=(4, 2, 3), num_outputs=5, activation="identity", initializer="lecun")
+    variables = initial(model, inputs)
+    params = jax.tree.map(np.asarray, dict(variables["params"]))
+    first = jax.tree.leaves(params["first"])
+    kernels = [next(leaf for leaf in first if leaf.ndim == 2)]
+    kernels += [params[f"hidden_{index}"]["Dense_0"]["kernel"] for index in range(2)] + [params["output"]["kernel"]]
+    assert [kernel.shape for kernel in kernels] == [(5, 4), (4, 2), (2, 3), (3, 5)]
+    expected = np.linalg.multi_dot([np.asarray(inputs), *kernels])
+    for train in (False, True):
+        np.testing.assert_allclose(outputs(model, variables, inputs, train=train), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_equal_widths_are_the_network_of_that_width():
+    inputs = jax.random.normal(KEY, (6, 5))
+    pair = [
+        initial(model, inputs)
+        for model in (
+            models.mlp(widths=(4, 4), num_outputs=2),
+            models.mlp(width=4, num_layers=3, num_outputs=2),
+        )
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *pair)
+    linear = models.mlp(widths=(), num_outputs=2)
+    assert models.num_params(initial(linear, inputs)) == 12
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"widths": (4, 0)}, r"widths must be integers in \[1, 1000000\], got 0"),
+        ({"widths": (4, 2), "width": 4}, "give either"),
+        ({"widths": (4, 2), "residual": True}, r"residual layers need equal widths, got \[4, 2\]"),
+        ({"widths": tuple(range(1, 102))}, "widths must be at most 100"),
+        ({"width": 4}, r"num_layers must be an integer in \[1, 1000\], got None"),
+    ],
+)
+def test_widths_that_cannot_be_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        models.mlp(num_outputs=2, **options)
+
+
+def test_embeddings_and_attention_are_initialized_by_the_fans_of_what_they_compute():
+    """He, LeCun and Glorot give variances 2 / in, 1 / in and 2 / (in + out): of 1 look-up, of 64 inputs to 8 x 16."""
+
+    class Attending(nn.Module):
+        @nn.compact
+        def __call__(self, inputs, hyper, key, train):
+            hidden = nn.Embed(1000, 64)(inputs)
+            return nn.MultiHeadDotProductAttention(num_heads=8, qkv_features=128, out_features=96)(hidden)
+
+    tokens = jnp.zeros((2, 3), int)
+    expected = {
+        "he": {"embedding": 2.0, "query": 2 / 64, "value": 2 / 64, "out": 2 / 128},
+        "lecun": {"embedding": 1.0, "query": 1 / 64, "value": 1 / 64, "out": 1 / 128},
+        "glorot": {"embedding": 2 / 65, "query": 2 / 192, "value": 2 / 192, "out": 2 / 224},
+        "normal": {"embedding": 1.0, "query": 1.0, "value": 1.0, "out": 1.0},
+    }
+    for name, variances in expected.items():
+        params = initial(models.from_linen(Attending(), initializer=name), tokens, init_scale=3.0)["params"]
+        attention = params["MultiHeadDotProductAttention_0"]
+        measured = {part: attention[part]["kernel"] for part in ("query", "value", "out")}
+        measured["embedding"] = params["Embed_0"]["embedding"]
+        for part, variance in variances.items():
+            assert float(measured[part].std()) == pytest.approx(3 * variance**0.5, rel=0.04), (name, part)
+    orthogonal = initial(models.from_linen(Attending(), initializer="orthogonal"), tokens)["params"]
+    query = orthogonal["MultiHeadDotProductAttention_0"]["query"]["kernel"].reshape(64, 128)
+    np.testing.assert_allclose(query @ query.T, np.eye(64), atol=1e-5)
+
+
+def test_a_parameter_without_inputs_and_outputs_has_no_initializer():
+    class Sloped(nn.Module):
+        @nn.compact
+        def __call__(self, inputs, hyper, key, train):
+            return nn.PReLU()(inputs)
+
+    model = models.from_linen(Sloped(), initializer="he")
+    with pytest.raises(ValueError, match="no rule for the parameter 'negative_slope'"):
+        initial(model, jnp.ones((2, 3)))

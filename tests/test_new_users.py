@@ -8,19 +8,25 @@ import json
 import linecache
 import re
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 
-from dlexp import api, fingerprint, progress
+from dlexp import api, fingerprint, interrupt, learner, losses, models, optim, progress
 from dlexp.results import ResultsError, folders
-from tests.test_cli import main
+from tests.test_cli import ROOT, main
+from tests.test_readme import blocks
 
 FILE = '''
 """Does it run?"""
-from dlexp import learner, losses, models, optim
+from dlexp import learners, losses, models, optim
 from dlexp.data import bundled
 from dlexp.sweep import grid
 from dlexp.types import Experiment, Sweep
@@ -33,18 +39,18 @@ def network():
     return models.mlp(width=WIDTH, num_layers=2, num_outputs=10)
 
 def make_learner(config, num_steps):
-    return learner.supervised(
+    return learners.supervised(
         network(), losses.softmax_cross_entropy, optim.adam(), bundled.load("digits"), batch_size=16
     )
 
 def sweeps(scale):
     return {"main": Sweep(grid(hyper={"learning_rate": RATES}, seeds=2), make_learner, 20, 2)}
 
-def figures(results):
+def drawn(results):
     from matplotlib.figure import Figure
-    return {"drawn": Figure(facecolor=COLOR)}
+    return Figure(facecolor=COLOR)
 
-EXPERIMENT = Experiment("tests.own", 1, __doc__.strip(), sweeps, figures)
+EXPERIMENT = Experiment("tests.own", 1, __doc__.strip(), sweeps, (drawn,))
 '''
 
 
@@ -181,7 +187,7 @@ OWN_LEARNER = changed(
 
 def supervised(model="network()", optimizer="optim.adam()", data="bundled.load()"):
     parts = f"{model}, losses.softmax_cross_entropy, {optimizer}, {data}, batch_size=4"
-    return f"return learner.supervised({parts})\n    Learner("
+    return f"return learners.supervised({parts})\n    Learner("
 
 
 CARELESS = [
@@ -315,3 +321,85 @@ def test_without_a_validation_metric_the_summary_says_what_was_measured(run):
     assert status == 0
     assert "main: 4 runs, 0 non-finite; no validation metric chooses a best point" in words
     assert re.search(r"test/loss +-6 +-3.3 +-0.6", words)
+
+
+def command(code, *signals):
+    """Exit status, output and seconds of a process of its own, to which a line that it says brings signals."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+    )
+    said = process.stdout.readline()
+    began = time.monotonic()
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.1)
+    rest = process.communicate(timeout=60)[0]
+    return process.returncode, said + rest, time.monotonic() - began
+
+
+WATCHED = """
+import hashlib, threading, time
+from dlexp import interrupt
+class Swallows:
+    def __del__(self):
+        print("ready"); time.sleep(5)  # what is raised in here is ignored by Python
+with interrupt.watched(print):
+    {body}
+"""
+
+
+def test_a_signal_that_something_swallows_is_sent_again():
+    status, said, seconds = command(WATCHED.format(body="Swallows()\n    time.sleep(20)"), signal.SIGINT)
+    assert "KeyboardInterrupt" in said
+    assert status == -signal.SIGINT  # Python's own for what is raised in the end
+    assert seconds < 5
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_within_a_second_whatever_is_computed(second):
+    # As XLA, it lets no handler of Python run.
+    long = "threading.Timer(0.3, print, ['ready']).start(); hashlib.pbkdf2_hmac('sha256', b'x', b'y', 10**8)"
+    status, said, seconds = command(WATCHED.format(body=long), signal.SIGINT, second)
+    assert status == interrupt.INTERRUPTED
+    assert said.endswith(
+        "stopped at once; what was saved until then is whole, and the same command goes on from there\n"
+    )
+    assert seconds < 2
+
+
+def test_ctrl_c_while_a_script_is_importing_leaves_no_traceback():
+    code = "from dlexp import cli\nimport time\nprint('ready')\ntime.sleep(30)"
+    status, said, seconds = command(code, signal.SIGINT)
+    assert said == "ready\nstopped\n"
+    assert status == -signal.SIGINT
+    assert seconds < 5
+
+
+def test_the_readmes_own_data_are_splits_scaled_by_the_training_split(tmp_path, monkeypatch):
+    code = next(block for block in blocks("python") if "read_csv" in block)
+    rows = np.random.default_rng(0).normal(3.0, 2.0, (50, 3))
+    pd.DataFrame(rows, columns=["acid", "sugar", "quality"]).to_csv(tmp_path / "wine.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    data = names["load"]()
+    assert [split.inputs.shape for split in data] == [(30, 2), (10, 2), (10, 2)]
+    assert [split.labels.shape for split in data] == [(30, 1), (10, 1), (10, 1)]
+    np.testing.assert_allclose(data.train.inputs.mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose([data.train.labels.mean(), data.train.labels.std()], [0, 1], atol=1e-5)
+    assert names["load"]() is data
+    made = learner.supervised(
+        models.mlp(width=4, num_layers=2, num_outputs=1), losses.squared_error, optim.adam(), data, batch_size=8
+    )
+    assert made.hyper["learning_rate"].low == 0
+
+
+def test_a_plan_says_what_is_saved_and_an_axis_which_grids_of_a_union_it_changes(run):
+    union = changed(("grid(hyper={", 'grid(config={"depth": (1, 2)}, hyper={"learning_rate": RATES}) | grid(hyper={'))
+    union = union.replace("    return learner", "    config.get('depth')\n    return learner")
+    status, words, _ = run(union, "--plan", "--axis=depth=1,2,3")
+    assert status == 0
+    assert "--axis=depth changes 1 of the 2 grids of sweep main: depth=1,2\n" in words
+    assert "main: 0 of 10 runs are saved in " in words
+    run(FILE)
+    assert "main: 4 of 6 runs are saved in " in run(FILE, "--plan", "--seeds=3")[1]

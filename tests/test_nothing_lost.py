@@ -23,7 +23,7 @@ from dlexp.results import checkpoint, files, folders, load, store
 from dlexp.sweep import engine, grid, layouts, programs
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Identity
-from dlexp.types import Experiment, Learner, Sweep
+from dlexp.types import Experiment, Learner, Range, Sweep
 from tests.conftest import finished, small_learner
 from tests.test_cli import main
 
@@ -289,6 +289,43 @@ def test_a_state_of_another_program_is_not_gone_on_from(devices):
     assert [event.status for event in again if isinstance(event, engine.Finished)] == [("ok",)]
 
 
+def test_a_state_with_arrays_of_size_0_is_kept_and_gone_on_from(tmp_path, devices, monkeypatch):
+    monkeypatch.setattr(engine, "SEGMENT_SECONDS", 0.0)
+
+    def make_learner(config, num_steps):
+        def update(key, hyper, data, state):
+            return {**state, "w": state["w"] * hyper["rate"]}, {"batch/loss": state["w"]}
+
+        return Learner(
+            data={"unused": np.ones(1)},
+            hyper={"rate": Range(0.0, default=0.5)},
+            init=lambda key, hyper, data: {"w": jnp.float32(1), "a": jnp.zeros((64, 0)), "b": jnp.zeros((0, 3), int)},
+            update=update,
+            evaluate=lambda key, hyper, data, state: {"test/loss": state["w"]},
+        )
+
+    sweep = Sweep(grid(hyper={"rate": (0.5,)}), make_learner, num_steps=4, num_evals=4)
+    plan = planning.make(Identity("tests.any", 1, "main", 4), sweep, devices)
+    first = next(event for event in engine.train(plan, devices) if isinstance(event, engine.Advanced))
+    snapshot = first.snapshot()
+    checkpoint.save(tmp_path, first.chunk, snapshot.step, training._to_arrays(snapshot))
+    step, read = checkpoint.restore(tmp_path, first.chunk)
+    kept = training._to_snapshot(step, read)
+    assert [leaf.dtype for leaf in kept.carry] == [leaf.dtype for leaf in snapshot.carry]
+    place = next(index for index, leaf in enumerate(kept.carry) if leaf.dtype == np.float32 and leaf.ndim == 1)
+    kept.carry[place] = np.full_like(kept.carry[place], 8.0)  # shows in the end, if it goes on from here
+    again = engine.train(plan, devices, resume={first.chunk: kept}.get)
+    last = next(event for event in again if isinstance(event, engine.Finished))
+    assert last.metrics["test/loss"][0, -1] == 8.0 * 0.5 ** (4 - step)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "uint32", "bool"])
+def test_an_empty_array_keeps_its_type_in_a_state(tmp_path, dtype):
+    checkpoint.save(tmp_path, "chunk", 1, {"carry0": np.zeros((2, 0), dtype), "carry1": np.zeros(2)})
+    _, read = checkpoint.restore(tmp_path, "chunk")
+    assert (read["carry0"].dtype, read["carry0"].shape) == (np.dtype(dtype), (2, 0))
+
+
 def test_a_damaged_state_is_passed_over(tmp_path):
     arrays = {"carry0": np.arange(6.0).reshape(2, 3), "empty": np.zeros((2, 0))}
     checkpoint.save(tmp_path, "chunk", 5, arrays)
@@ -310,8 +347,8 @@ def test_a_signal_ends_after_the_segment_with_the_state_kept(tmp_path, monkeypat
     whole = api.run(LONG, scale="smoke", out=tmp_path / "whole", console=Console(quiet=True))
     advanced, calls = training.Display.advanced, []
 
-    def signalled(display, run_steps, num_nonfinite):
-        advanced(display, run_steps, num_nonfinite)
+    def signalled(display, run_steps, num_nonfinite, num_runs):
+        advanced(display, run_steps, num_nonfinite, num_runs)
         calls.append(run_steps)
         if len(calls) == 25:
             os.kill(os.getpid(), number)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dlexp import report
 from dlexp.results import ResultsError, files, folders, load, store, table
+from dlexp.results.columns import NONE, of_grid
 from dlexp.sweep import grid
 from dlexp.sweep.grids import Identity, run_id
 
@@ -18,10 +19,10 @@ PROVENANCE = {"jax": "0", "width": 8}
 METRICS = ("test/loss", "batch/loss", "test/norms")
 
 
-def write(folder, columns, about):
+def write(folder, columns, about, shared=NONE):
     """Writes one chunk; returns the file that was not there before."""
     before = set(folder.glob("*.parquet"))
-    with store.Writer(folder) as writer:
+    with store.Writer(folder, shared) as writer:
         writer.add(columns, about)
     return next(iter(set(folder.glob("*.parquet")) - before), None)
 
@@ -45,6 +46,7 @@ def save(
         },
     }
     folders.write_manifest(folder, manifest)
+    shared = store.conform(folder / "main", of_grid(declared))
     for family in declared.families():
         runs = [run for run in declared.runs(family) if keep(run)]
         for start in range(0, len(runs), chunk):
@@ -54,7 +56,7 @@ def save(
             columns = {
                 "run_id": [run_id(identity, run) for run in part],
                 **{name: [run.config[name] for run in part] for name in family.config},
-                **{name: np.array([run.hyper[name] for run in part]) for name in family.hyper_names},
+                **{name: np.array([run.hyper[name] for run in part], float) for name in family.hyper_names},
                 "seed": np.array([run.seed for run in part]),
                 "status": ["ok" if np.isfinite(value(run)) else "nonfinite" for run in part],
                 "nonfinite_at": np.full(len(part), -1, np.int32),
@@ -67,7 +69,7 @@ def save(
                 "metrics": list(metrics),
                 "provenance": PROVENANCE,
             }
-            write(folder / "main", columns, about)
+            write(folder / "main", columns, about, shared)
     return folder
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
@@ -32,30 +31,46 @@ def test_the_engine_and_its_loop_train_runs_of_one_seed(contender):
     assert 0 < OURS[contender](throughput.workload("tiny"), shared)(0.02) < 1e9
 
 
-@pytest.mark.parametrize("contender", [throughput.ENGINE, throughput.BARE, *_peers.PEERS])
+@pytest.mark.parametrize(
+    "contender",
+    [
+        pytest.param(name, marks=pytest.mark.peers if "torch" in name.lower() else ())
+        for name in (throughput.ENGINE, throughput.BARE, *_peers.PEERS)
+    ],
+)
 def test_every_contender_trains_a_tiny_workload(contender):
-    if "torch" in contender.lower() and not find_spec("torch"):
-        pytest.skip("PyTorch is not installed")
     assert 0 < tiny(contender)(0.02) < 1e9
 
 
-@pytest.mark.parametrize("name", throughput.TITLES)
-def test_everyone_trains_networks_of_equal_size(name):
+def workload(name):
     if name in ("mlp_large", "cnn_28x28"):
         data_dir()
-    work = throughput.workload(name)
-    sizes = []
-    for each in (work.learner(), _peers._linen_learner(work)):
-        hyper = {key: jnp.asarray(legal.default or 0.0) for key, legal in each.hyper.items()}
-        shapes = jax.eval_shape(each.init, jax.random.key(0), hyper, each.data)
-        sizes.append(sum(leaf.size for leaf in jax.tree.leaves(shapes.params)))
-    if find_spec("torch"):
-        from experiments.engine import _torch
-
-        sizes.append(sum(values.numel() for values in _torch._module(work.network).parameters()))
-    assert len(set(sizes)) == 1
+    return throughput.workload(name)
 
 
+def num_params(each):
+    hyper = {key: jnp.asarray(legal.default or 0.0) for key, legal in each.hyper.items()}
+    shapes = jax.eval_shape(each.init, jax.random.key(0), hyper, each.data)
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+
+
+@pytest.mark.parametrize("name", throughput.TITLES)
+def test_everyone_in_jax_trains_networks_of_equal_size(name):
+    work = workload(name)
+    assert num_params(work.learner()) == num_params(_peers._linen_learner(work))
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("name", throughput.TITLES)
+def test_pytorch_trains_networks_of_the_engines_size(name):
+    from experiments.engine import _torch
+
+    work = workload(name)
+    network = _torch._module(work.network)
+    assert sum(values.numel() for values in network.parameters()) == num_params(work.learner())
+
+
+@pytest.mark.alone
 def test_a_slow_way_is_timed_by_fewer_steps():
     made = []
     contender = Contender(2, lambda num_steps: made.append(num_steps) or time.sleep(0.01 * num_steps), lambda: None)

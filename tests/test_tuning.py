@@ -185,6 +185,7 @@ def test_a_call_of_one_seed_goes_on_where_it_stopped(devices, monkeypatch):
     np.testing.assert_array_equal(losses_of(plan, devices, resume=halfway.get), whole)
 
 
+@pytest.mark.alone
 def test_a_grid_of_many_seeds_is_walked_seed_by_seed_in_no_time(devices):
     plan = sweep_of(grid(hyper={"learning_rate": RATES}, seeds=200_000), devices)
     shared = plan.groups[0].with_layout(Layout(1, False, SHARED))
@@ -322,10 +323,12 @@ def test_what_came_close_is_tried_again_at_the_best_width(devices):
     assert tuning._best(tried) == Layout(2, False, (("optimizer", "passes"),))
 
 
-def test_a_group_that_pays_is_timed_and_the_fastest_layout_kept(devices, monkeypatch):
-    plan = plan_of("cnn", devices, num_steps=50_000)
+@pytest.mark.alone
+@pytest.mark.parametrize("kind", ["shallow", pytest.param("cnn", marks=pytest.mark.slow)])
+def test_a_group_that_pays_is_timed_and_the_fastest_layout_kept(devices, monkeypatch, kind):
+    plan = plan_of(kind, devices, num_steps=50_000)
     said = []
-    short = plan_of("cnn", devices)
+    short = plan_of(kind, devices)
     assert tuning.tuned(short, devices, [6], tell=said.append) == short
     assert not said  # 20 steps are over before anything is compiled
     monkeypatch.setattr(tuning, "WORTH_SECONDS", 0.0)
@@ -336,7 +339,7 @@ def test_a_group_that_pays_is_timed_and_the_fastest_layout_kept(devices, monkeyp
     assert len(group.measured.rates) >= 4
     fastest = max(group.measured.rates.values())
     assert group.measured.rates[str(group.layout)] * (tuning.LEAST_GAIN + 0.01) * 2 > fastest  # padding counts, too
-    again = plan_of("cnn", devices, num_steps=50_000)
+    again = plan_of(kind, devices, num_steps=50_000)
     assert again.groups[0].layout == group.layout  # from the disk
     assert tuning.tuned(again, devices, [6]) == again
     assert again.seconds(again.groups[0]) > 0
@@ -446,6 +449,7 @@ def test_evaluations_under_way_together_are_those_made_one_by_one(devices, monke
     np.testing.assert_array_equal(losses_of(plan, devices), together)
 
 
+@pytest.mark.alone
 def test_a_pace_predicts_the_seconds_of_the_next_training(devices):
     plan = plan_of("deep", devices, num_steps=1000, num_evals=4)
     chunks = [event for event in engine.train(plan, devices) if isinstance(event, engine.Finished)]

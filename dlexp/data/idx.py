@@ -171,4 +171,4 @@ def _downloaded(name: str, file: str, md5: str) -> Path:
         raise DataError(
             f"{name}/{file} could not be downloaded from {url} ({type(error).__name__}); put it into "
             f"DATA_DIR/{name}/ and name that folder with --data_dir or DLEXP_DATA_DIR; its MD5 is {md5}"
-        ) from error
+        ) from None  # what the libraries raised on the way says nothing more, in a hundred lines

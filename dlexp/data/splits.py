@@ -51,7 +51,8 @@ def standardise(dataset: Dataset) -> Dataset:
             f"{std[~is_finite][0]}; remove examples that are not finite, and scale features beyond 1e150"
         )
     rounding = np.finfo(given.dtype if given.dtype.kind == "f" else np.float64).eps
-    is_constant = std <= rounding * np.abs(inputs).max(axis=0)
+    # From the first row, not from the mean: a sum of equal numbers is rounded, and so is a deviation from its mean.
+    is_constant = (inputs - inputs[0]).std(axis=0) <= rounding * np.abs(inputs).max(axis=0)
     std = np.where(is_constant, 1.0, std)
 
     def apply(split: Any) -> Any:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlexp.checks import check_choice
+from dlexp.learners import checks
 from dlexp.models import initializers, layers
 from dlexp.types import Hyper, Key, Learner, Metrics, Range
 
@@ -49,10 +50,13 @@ def propagation(
       initializer: as in `models.mlp`.
 
     Raises:
-      ValueError: on a choice that is none of these.
+      ValueError: on a choice that is none of these, or inputs of another shape or not finite.
     """
     check_choice("propagation", "normalization", normalization, ("none", "batch"))
     initializers.check(initializer, "propagation")
+    if np.ndim(inputs) != 2:
+        raise ValueError(f"propagation: inputs must be [batch, num_features], got shape {np.shape(inputs)}")
+    checks.check_numbers("propagation", {"inputs": np.asarray(inputs)})
     activate = layers.activation_function(activation)
 
     def init(key: Key, hyper: Hyper, data: Any) -> dict[str, _Weights]:

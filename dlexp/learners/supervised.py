@@ -91,26 +91,10 @@ def supervised(
         updates, opt_state = optimizer.make_tx(hyper).update(grads, state.opt_state, state.params)
         return State(optax.apply_updates(state.params, updates), rest, opt_state), {"batch/loss": value}
 
-    def evaluate(key: Key, hyper: Hyper, data: Dataset, state: State) -> Metrics:
-        variables = {"params": state.params, **state.rest}
-
-        def outputs_of(inputs: PyTree) -> PyTree:
-            return model.apply(variables, hyper, inputs, key=key, train=False)[0]
-
-        measured: dict[str, jax.Array] = {}
-        for name, split in data._asdict().items():
-            if split is None:
-                continue
-            num_train = hyper.get("num_train") if name == "train" else None
-            inputs, labels = _first_rows(split, num_train_evaluated) if name == "train" else split
-            outputs = ops.in_slices(outputs_of, inputs) if model.is_separable else outputs_of(inputs)
-            for metric, measure in _with_accuracy(measures, metrics is None, outputs, labels).items():
-                measured[f"{name}/{metric}"] = _mean_over_first(measure(outputs, labels), num_train)
-        return measured
-
     swept = {**model.hyper, **optimizer.hyper}
     if sweep_num_train:
         swept["num_train"] = Range(1, num_train, default=num_train, integer=True)
+    evaluate = _evaluation_of(model, measures, metrics is None, num_train_evaluated)
     return Learner(data, swept, init, update, evaluate, _draw_of(batch_size))
 
 
@@ -124,6 +108,30 @@ def _check_numbers(num_train: int, batch_size: int | None, num_train_evaluated: 
         raise ValueError(f"supervised: num_train_evaluated must be at least 1, got {num_train_evaluated}")
     if sweep_num_train and batch_size is None:
         raise ValueError("supervised: sweep_num_train needs a batch_size; the whole set has a fixed shape")
+
+
+def _evaluation_of(
+    model: Model, measures: Mapping[str, Loss], with_accuracy: bool, num_train_evaluated: int
+) -> Callable[[Key, Hyper, Dataset, State], Metrics]:
+    def evaluate(key: Key, hyper: Hyper, data: Dataset, state: State) -> Metrics:
+        variables = {"params": state.params, **state.rest}
+
+        def outputs_of(inputs: PyTree) -> PyTree:
+            return model.apply(variables, hyper, inputs, key=key, train=False)[0]
+
+        measured: dict[str, jax.Array] = {}
+        for name, split in data._asdict().items():
+            if split is None:
+                continue
+            num_train = hyper.get("num_train") if name == "train" else None
+            inputs, labels = _first_rows(split, num_train_evaluated) if name == "train" else split
+            outputs = ops.in_slices(outputs_of, inputs) if model.is_separable else outputs_of(inputs)
+            chosen = _with_accuracy(measures, with_accuracy, outputs, labels)
+            values = {metric: measure(outputs, labels) for metric, measure in chosen.items()}
+            measured |= {f"{name}/{metric}": _mean_over_first(value, num_train) for metric, value in values.items()}
+        return measured
+
+    return evaluate
 
 
 def _draw_of(batch_size: int | None) -> Callable[[Key, Hyper, Dataset], Batch]:
@@ -154,7 +162,7 @@ def _mean_over_first(values: jax.Array, num_rows: jax.Array | None) -> jax.Array
     return jnp.mean(values, where=is_counted.reshape(-1, *[1] * (values.ndim - 1)))
 
 
-def _with_accuracy(measures: Mapping[str, Loss], is_default: bool, outputs: Any, labels: Any) -> Mapping[str, Loss]:
-    if is_default and losses.are_classes(outputs, labels):
+def _with_accuracy(measures: Mapping[str, Loss], is_wanted: bool, outputs: Any, labels: Any) -> Mapping[str, Loss]:
+    if is_wanted and losses.are_classes(outputs, labels):
         return {**measures, "accuracy": losses.accuracy}
     return measures

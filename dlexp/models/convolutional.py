@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -39,6 +40,8 @@ class _CNN(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, hyper: Hyper, key: Key, train: bool) -> jax.Array:
         activate = layers.activation_function(self.activation)
+        if math.prod(inputs.shape[1:]) != math.prod(self.input_shape):
+            raise ValueError(f"cnn: inputs [batch, ...] must hold {self.input_shape} numbers each, got {inputs.shape}")
         hidden = inputs.reshape(len(inputs), *self.input_shape).astype(float)
         lowering = self.lowering or convolution.choose_lowering(len(self.input_shape) - 1)
         axis = convolution.feature_axis(lowering)

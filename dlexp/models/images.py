@@ -36,6 +36,8 @@ def shifted(model: Model) -> Model:
     """
 
     def apply(variables: PyTree, hyper: Hyper, inputs: jax.Array, *, key: Key, train: bool) -> tuple[jax.Array, PyTree]:
+        if inputs.ndim < 3:
+            raise ValueError(f"shifted: inputs must be images [batch, row, column, ...], got shape {inputs.shape}")
         if train:
             shift_key, key = jax.random.split(key)
             limit = hyper["max_shift"]

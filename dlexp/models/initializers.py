@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,9 @@ from dlexp.types import Hyper, Key, PyTree, Range
 
 NAMES = ("zeros", "constant", "normal", "glorot", "he", "lecun", "orthogonal")
 HYPER = {"init_scale": Range(0.0, default=1.0), "bias_scale": Range(0.0, default=0.0)}
+_BY_FANS = ("normal", "glorot", "he", "lecun")
 STACKED = "stacked_layers"  # parameters below this name carry a leading axis [layer]
+_PROJECTIONS = {"query", "key", "value"}  # of attention: their kernels are [in, heads, head_dim]
 
 
 def standard_deviation(name: str, fan_in: int, fan_out: int) -> float:
@@ -42,9 +45,14 @@ def check(name: str, caller: str) -> None:
 def draw(key: Key, shapes: PyTree, hyper: Hyper, initializer: str) -> PyTree:
     """Returns variables of the given shapes, each leaf by its name.
 
-    `kernel` `[*window, in, out]` by the initializer times the swept `init_scale`; `bias` normal with standard
-    deviation `bias_scale`, but zero in a normalization; `scale` and `var` one; `mean` zero. Leaves below
+    `kernel` by the initializer times the swept `init_scale`: `[*window, in, out]`; in attention `[in, heads, head_dim]`
+    for query, key and value, `[heads, head_dim, out]` for `out`. `embedding` `[token, width]` likewise: each output of
+    a look-up is one number of the table, so its fan-in is 1. `bias` normal with standard deviation `bias_scale`, but
+    zero in a normalization; `scale` and `var` one; `mean` zero. Any other name is taken for a kernel. Leaves below
     `stacked_layers` have a leading axis `[layer]`.
+
+    Raises:
+      ValueError: where a parameter of another name has no axes of inputs and outputs.
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(shapes)
     normals = jax.random.normal(key, (sum(math.prod(leaf.shape) for _, leaf in leaves),), float)
@@ -55,8 +63,18 @@ def draw(key: Key, shapes: PyTree, hyper: Hyper, initializer: str) -> PyTree:
         piece = normals[start : start + math.prod(leaf.shape)].reshape(leaf.shape)
         start += math.prod(leaf.shape)
         name = "mean" if names[-1] == "bias" and path[:-1] in normalizations else names[-1]
+        if name == "kernel" and _siblings(leaves, path) >= _PROJECTIONS:
+            name = names[-2]
         values.append(_leaf(name, STACKED in names, piece, hyper, initializer))
     return jax.tree_util.tree_unflatten(treedef, values)
+
+
+def _siblings(leaves: list[tuple[Any, Any]], path: tuple[Any, ...]) -> set[str]:
+    """Names of the modules beside the one that the parameter belongs to."""
+    depth = len(path) - 2
+    if depth < 0:
+        return set()
+    return {other[depth].key for other, _ in leaves if len(other) > depth and other[:depth] == path[:depth]}
 
 
 def _leaf(name: str, stacked: bool, normals: jax.Array, hyper: Hyper, initializer: str) -> jax.Array:
@@ -68,6 +86,18 @@ def _leaf(name: str, stacked: bool, normals: jax.Array, hyper: Hyper, initialize
     }
     if name in simple:
         return simple[name]()
+    own_shape = normals.shape[1:] if stacked else normals.shape
+    if len(own_shape) < 2:
+        raise ValueError(
+            f"initializers: no rule for the parameter {name!r} of shape {own_shape}; name it kernel, bias or scale, or "
+            "leave initializer=None to the module's own"
+        )
+    if name == "embedding" and initializer in _BY_FANS:
+        return hyper["init_scale"] * standard_deviation(initializer, 1, own_shape[-1]) * normals
+    if name in ("out", *_PROJECTIONS):
+        num_in = own_shape[0] if name in _PROJECTIONS else math.prod(own_shape[:-1])
+        matrix = normals.reshape(*normals.shape[: int(stacked)], num_in, -1)
+        return (hyper["init_scale"] * kernel(initializer, matrix, stacked=stacked)).reshape(normals.shape)
     return hyper["init_scale"] * kernel(initializer, normals, stacked=stacked)
 
 

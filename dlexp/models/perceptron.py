@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import flax.linen as nn
@@ -98,15 +98,14 @@ class _MLP(nn.Module):
     first_block: Block
     block: Block
     has_own_block: bool
-    width: int
-    num_layers: int
+    widths: tuple[int, ...]
     num_outputs: int
     residual: bool
     scaled: bool
 
     @nn.compact
     def __call__(self, inputs: jax.Array, hyper: Hyper, key: Key, train: bool) -> jax.Array:
-        num_hidden = self.num_layers - 2
+        num_hidden = len(self.widths) - 1
         first_block: Callable[..., jax.Array] = self.first_block
         block: Callable[..., jax.Array] = self.block
         axis = -1
@@ -115,9 +114,14 @@ class _MLP(nn.Module):
             first_block, block = partial(first_block, axis=axis, first=True), partial(block, axis=axis)
         hidden = ops.to_feature_axis(inputs.reshape(len(inputs), -1).astype(float), axis)
         first_key, hidden_key = jax.random.split(key)
-        if self.num_layers > 1:
-            hidden, _ = _Layer(first_block, self.width, False, train, name=FIRST)(hidden, first_key, hyper)
-        if num_hidden > 0:
+        if self.widths:
+            hidden, _ = _Layer(first_block, self.widths[0], False, train, name=FIRST)(hidden, first_key, hyper)
+        if len(set(self.widths)) > 1:
+            keys = jax.random.split(hidden_key, num_hidden)
+            for index, width in enumerate(self.widths[1:]):
+                layer = _Layer(block, width, False, train, name=f"hidden_{index}")
+                hidden, _ = layer(hidden, keys[index], hyper)
+        elif num_hidden > 0:
             # One set of stacked parameters for both forms, so the choice never changes a network's weights.
             stack = nn.scan(
                 _Layer,
@@ -126,7 +130,7 @@ class _MLP(nn.Module):
                 in_axes=(0, nn.broadcast),
                 length=num_hidden,
                 unroll=num_hidden if _is_unrolled(num_hidden) else 1,
-            )(block, self.width, self.residual, train, self.scaled, name=initializers.STACKED)
+            )(block, self.widths[0], self.residual, train, self.scaled, name=initializers.STACKED)
             hidden, _ = stack(hidden, jax.random.split(hidden_key, num_hidden), hyper)
         return ops.from_feature_axis(layers.Dense(self.num_outputs, axis, name="output")(hidden), axis)
 
@@ -139,8 +143,9 @@ def _is_unrolled(num_hidden: int) -> bool:
 
 def mlp(
     *,
-    width: int,
-    num_layers: int,
+    width: int | None = None,
+    num_layers: int | None = None,
+    widths: Sequence[int] | None = None,
     num_outputs: int,
     activation: str = "relu",
     normalization: str = "none",
@@ -155,13 +160,16 @@ def mlp(
 ) -> Model:
     """Returns a perceptron with `num_layers` layers of weights: `[batch, ...]` to `[batch, num_outputs]`.
 
-    One layer is a linear model. Swept: `init_scale`, `bias_scale`, `dropout_rate` with dropout, and `branch_scale`
-    with scaled branches.
+    Its shape is `width` and `num_layers`, or `widths`. One layer is a linear model. Swept: `init_scale`, `bias_scale`,
+    `dropout_rate` with dropout, and `branch_scale` with scaled branches.
 
     Args:
       width: units of each hidden layer.
       num_layers: layers of weights, the output layer among them, 1 to 1000; up to 16 hidden layers of equal shape
         are unrolled, more are scanned, 17 to 128 as the plan of a sweep chooses (`layers`).
+      widths: units of each hidden layer, in place of `width` and `num_layers`: a bottleneck has a narrow one. Layers of
+        unequal width are unrolled, at most 100 of them; with equal widths, the network is that of `width` and
+        `num_layers`.
       num_outputs: classes, or targets of a regression.
       activation: name of a function in `jax.nn`.
       normalization: none, batch or layer.
@@ -180,12 +188,12 @@ def mlp(
     Raises:
       ValueError: on a choice or a number that is none of these.
     """
-    _check(width, num_layers, activation=activation, normalization=normalization, placement=placement, dropout=dropout)
+    hidden_widths = _hidden_widths(width, num_layers, widths)
+    _check_branches(hidden_widths, residual, scaled_branches)
+    _check_choices(activation, normalization, placement, dropout)
     chosen = block or partial(
         dense_block, activation=activation, normalization=normalization, placement=placement, dropout=dropout
     )
-    if scaled_branches and not residual:
-        raise ValueError("mlp: scaled_branches needs residual=True")
     if preactivation:
         if block or dropout != "none" or placement != "before":
             raise ValueError("mlp: preactivation goes with no own block, no dropout and no other placement")
@@ -196,24 +204,47 @@ def mlp(
         first_block=_linear_block if preactivation else chosen,
         block=chosen,
         has_own_block=block is not None,
-        width=width,
-        num_layers=num_layers,
+        widths=hidden_widths,
         num_outputs=num_outputs,
         residual=residual,
         scaled=scaled_branches,
     )
     model = from_linen(module, {**swept, **(hyper or {})}, initializer=initializer)
-    return _with_first_layer_marked(model) if num_layers > 1 and block is None else model
+    return model if block or not hidden_widths else _with_first_layer_marked(model)
 
 
-def _check(width: int, num_layers: int, *, activation: str, normalization: str, placement: str, dropout: str) -> None:
-    for name, value, highest in (("width", width, 10**6), ("num_layers", num_layers, 1000)):
-        if not isinstance(value, int) or not 1 <= value <= highest:
-            raise ValueError(f"mlp: {name} must be an integer in [1, {highest}], got {value!r}")
+def _check_branches(hidden_widths: Sequence[int], residual: bool, scaled_branches: bool) -> None:
+    if residual and len(set(hidden_widths)) > 1:
+        raise ValueError(f"mlp: residual layers need equal widths, got {list(hidden_widths)}")
+    if scaled_branches and not residual:
+        raise ValueError("mlp: scaled_branches needs residual=True")
+
+
+def _check_choices(activation: str, normalization: str, placement: str, dropout: str) -> None:
     layers.activation_function(activation)
     check_choice("mlp", "normalization", normalization, layers.NORMALIZATIONS)
     check_choice("mlp", "placement", placement, ("before", "after"))
     check_choice("mlp", "dropout", dropout, layers.DROPOUTS)
+
+
+def _hidden_widths(width: int | None, num_layers: int | None, widths: Sequence[int] | None) -> tuple[int, ...]:
+    if widths is None:
+        for name, value, highest in (("width", width, 10**6), ("num_layers", num_layers, 1000)):
+            if not isinstance(value, int) or not 1 <= value <= highest:
+                raise ValueError(f"mlp: {name} must be an integer in [1, {highest}], got {value!r}")
+        assert width is not None
+        assert num_layers is not None
+        return (width,) * (num_layers - 1)
+    if width is not None or num_layers is not None:
+        raise ValueError("mlp: widths stand in place of width and num_layers; give either")
+    given = tuple(widths)
+    most = 100 if len(set(given)) > 1 else 999
+    if len(given) > most:
+        raise ValueError(f"mlp: widths must be at most {most} (unequal ones are compiled one by one), got {len(given)}")
+    for value in given:
+        if not isinstance(value, int) or not 1 <= value <= 10**6:
+            raise ValueError(f"mlp: widths must be integers in [1, 1000000], got {value!r}")
+    return given
 
 
 def _with_first_layer_marked(model: Model) -> Model:

@@ -29,6 +29,11 @@ class _RNN(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, hyper: Hyper, key: Key, train: bool) -> jax.Array:
+        if inputs.ndim != 3:
+            raise ValueError(
+                f"rnn: inputs must be [batch, time, feature], got shape {inputs.shape}; "
+                "a signal of one feature needs an axis for it: inputs[..., None]"
+            )
         driven = Dense(self.width, name="input")(inputs.astype(float))
         cell = nn.scan(_Cell, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, unroll=_UNROLL)(
             self.width, self.activation, name="cell"
@@ -53,7 +58,7 @@ def rnn(*, width: int, num_outputs: int, activation: str = "tanh") -> Model:
       activation: name of a function in `jax.nn`.
 
     Raises:
-      ValueError: where there is no such activation.
+      ValueError: where there is no such activation; when it is traced, where inputs have other axes.
     """
     activation_function(activation)
     model = from_linen(_RNN(width, num_outputs, activation), initializer="lecun")

@@ -25,7 +25,7 @@ _LAST = {
     "num_steps": pa.int64(),
     "eval_steps": pa.list_(pa.int64()),
 }
-_TOO_LARGE = 2**63
+_END_OF_INTEGERS = 2**63
 
 
 class Columns(NamedTuple):
@@ -162,11 +162,10 @@ def to_numpy(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _type_of(value: Any) -> pa.DataType:
-    """Text for integers that do not fit into 64 bits: they come back from the metadata as they were."""
     if isinstance(value, bool):
         return pa.bool_()
     if isinstance(value, int):
-        return pa.int64() if -_TOO_LARGE <= value < _TOO_LARGE else pa.string()
+        return pa.int64() if abs(value) < _END_OF_INTEGERS else pa.float64()
     return pa.float64() if isinstance(value, float) else pa.string()
 
 
@@ -180,7 +179,7 @@ def _asked(column: pa.ChunkedArray) -> pa.DataType:
     if not pa.types.is_floating(column.type):
         return column.type
     values = column.to_numpy().astype(float)
-    is_whole = bool(np.all((np.abs(values) < _TOO_LARGE) & (values == np.floor(values))))
+    is_whole = bool(np.all((np.abs(values) < _END_OF_INTEGERS) & (values == np.floor(values))))
     return pa.null() if is_whole else pa.float64()
 
 

@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -54,15 +55,16 @@ def _written(coord: Any) -> Any:
     """A coordinate in a form that every engine keeps."""
     values, attrs = coord.values, {**coord.attrs, _TYPE: str(coord.dtype)}
     if values.dtype == object:
-        texts = [value for value in values if value is not None]
+        labels = values.ravel().tolist()
+        texts = [label for label in labels if label is not None]
         if not all(isinstance(value, str) for value in texts):
             raise ValueError(
-                f"netcdf.write: axis {coord.name} has labels of several types, {values.tolist()}; select those of one"
+                f"netcdf.write: axis {coord.name} has labels of several types, {labels}; select those of one"
             )
         none = "none"
         while none in texts:
             none += "_"
-        values = np.array([none if value is None else value for value in values], str)
+        values = np.array([none if label is None else label for label in labels], str).reshape(values.shape)
         attrs[_NONE] = none
     elif values.dtype == bool:
         values = values.astype(np.int8)
@@ -76,7 +78,9 @@ def _read(coord: Any) -> Any:
     kind, none = attrs.pop(_TYPE, None), attrs.pop(_NONE, None)
     values = coord.values
     if none is not None:
-        values = np.array([None if value == none else value for value in values], object)
+        labels = [None if label == none else label for label in values.ravel().tolist()]
+        # An index of a stated type: pandas 3 would make NaN of a None among texts.
+        values = pd.Index(labels, dtype=object) if values.ndim else np.array(labels[0], object)
     elif kind is not None and not kind.startswith("<U"):
         values = values.astype(kind)
     return coord.dims, values, attrs

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dlexp.sweep.axes import number_text, typed_text
 from dlexp.sweep.grids import Block, Grid
 
 OTHERS = ("run_id", "seed", "status", "nonfinite_at")  # columns of every chunk that are no axes
@@ -50,8 +51,8 @@ class _Members:
     """The values of a block's axes and their places there."""
 
     def __init__(self, block: Block) -> None:
-        self._config = {name: set(map(_typed, values)) for name, values in block.config.items()}
-        self._hyper = {name: _numbered(map(_number, values)) for name, values in block.hyper.items()}
+        self._config = {name: set(map(typed_text, values)) for name, values in block.config.items()}
+        self._hyper = {name: _numbered(map(number_text, values)) for name, values in block.hyper.items()}
         self._seeds = np.array(block.seeds, np.int64)
         self._seed_order = np.argsort(self._seeds, kind="stable")
         self.num_runs = math.prod(map(len, self._hyper.values())) * len(self._seeds)
@@ -60,7 +61,7 @@ class _Members:
         return (
             sorted(self._hyper) == swept
             and self._config.keys() == config.keys()
-            and all(_typed(value) in self._config[name] for name, value in config.items())
+            and all(typed_text(value) in self._config[name] for name, value in config.items())
         )
 
     def index(self, rows: pd.DataFrame) -> np.ndarray:
@@ -78,7 +79,7 @@ class _Members:
 
 def _codes(values: np.ndarray, known: Mapping[str, int]) -> np.ndarray:
     distinct, inverse = np.unique(values, return_inverse=True)
-    return np.array([known.get(_number(value), -1) for value in distinct.tolist()], np.int64)[inverse]
+    return np.array([known.get(number_text(value), -1) for value in distinct.tolist()], np.int64)[inverse]
 
 
 def _numbered(keys: Iterable[str]) -> dict[str, int]:
@@ -86,13 +87,4 @@ def _numbered(keys: Iterable[str]) -> dict[str, int]:
 
 
 def _family_key(config: Mapping[str, Any], swept: Iterable[str]) -> Hashable:
-    return tuple(sorted(swept)), tuple(sorted((name, *_typed(value)) for name, value in config.items()))
-
-
-def _number(value: float) -> str:
-    """Equal for values that a run's id does not tell apart: 9 significant digits, minus zero as zero."""
-    return format(float(value) + 0.0, ".9g")
-
-
-def _typed(value: Any) -> tuple[str, str]:
-    return type(value).__name__, _number(value) if isinstance(value, float) else str(value)
+    return tuple(sorted(swept)), tuple(sorted((name, *typed_text(value)) for name, value in config.items()))

@@ -324,13 +324,15 @@ def _with_nullable(frame: pd.DataFrame, gaps: Collection[str]) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(integers, "Int64"))
 
 
-def _labels(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct values of a column in order (numbers sorted), and each row's place among them."""
+def _labels(column: pd.Series) -> tuple[pd.Index, np.ndarray]:
+    """The distinct values of a column in order (numbers sorted), and each row's place among them.
+
+    An index of a stated type: pandas 3 would make NaN of a None among texts.
+    """
     is_number = pd.api.types.is_numeric_dtype(column)
     codes, values = pd.factorize(column, sort=is_number, use_na_sentinel=True)
-    labels = np.array(values.tolist(), None if is_number else object)
+    labels = values.tolist()
     if (codes < 0).any():
         codes = np.where(codes < 0, len(labels), codes)
-        missing = np.array([np.nan if is_number else None], None if is_number else object)
-        labels = np.concatenate([labels, missing])
-    return labels, codes
+        labels.append(np.nan if is_number else None)
+    return pd.Index(labels, dtype=None if is_number else object), codes

@@ -21,9 +21,11 @@ from dlexp.study.measures import (
     pick,
     share,
     spread_over,
+    stopped,
     train_minus_test,
+    with_metric,
 )
-from dlexp.study.panels import Panel, heat, intervals, overlaid, side_by_side
+from dlexp.study.panels import Panel, good_bands, heat, intervals, overlaid, side_by_side
 from dlexp.study.sources import text
 
 FRESH_SEEDS = range(16, 24)  # the rules of the claims were tried on the seeds 0 to 15
@@ -39,6 +41,7 @@ __all__ = [
     "by",
     "decades",
     "each",
+    "good_bands",
     "heat",
     "highest_good",
     "inside_minus_outside",
@@ -52,6 +55,8 @@ __all__ = [
     "share",
     "side_by_side",
     "spread_over",
+    "stopped",
     "text",
     "train_minus_test",
+    "with_metric",
 ]

@@ -86,7 +86,7 @@ class Effect:
         return Effect(words.format(self.measured), conditions, self.fixed)
 
 
-def each(label: str, cases: Iterable, values: Callable[..., Values]) -> dict[str, Callable[[], Values]]:
+def each(label: str, cases: Iterable, values: Callable[..., Values]) -> dict[Labels | str, Callable[[], Values]]:
     """Returns one condition a case for an `Effect` that no measure makes.
 
     >>> {name: values() for name, values in each("{} layers", (2, 10), lambda layers: [layers]).items()}

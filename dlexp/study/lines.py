@@ -46,7 +46,7 @@ class Look(NamedTuple):
       log: take mean and interval of logarithms; the vertical axis is logarithmic.
       points: intervals at the points instead of bands.
       markers: a marker at each value (always where `x` is an axis).
-      linestyles: label of a hue -> line style.
+      linestyles: label of a line, or of its hue or y alone -> line style.
       place: from the values of `x` to where they are drawn.
       transform: from the values to what is drawn.
       clip: the lowest and highest value drawn.
@@ -226,7 +226,8 @@ def _draw_line(axes: Axes, line: _Line, x: str, look: Look) -> None:
         style.interval_points(axes, line.x, line.values, label=line.label, color=line.color)
         return
     marker = "o" if look.markers or x not in ("step", "layer") else ""
-    linestyle = look.linestyles.get(line.label, "-")
+    names = (line.label, *line.label.split(", "))
+    linestyle = next((look.linestyles[name] for name in names if name in look.linestyles), "-")
     options: Any = {"label": line.label, "color": line.color, "marker": marker, "linestyle": linestyle}
     style.band(axes, line.x, line.values, log=look.log, **options)
     if line.lost.any():

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from dlexp.results.table import NotMeasuredError, Table
+from dlexp.results.table import NotMeasuredError, Part, Table
 from dlexp.study import statistics
 from dlexp.study.effects import Effect, Labels, Values
 
@@ -115,10 +115,29 @@ def at_best(
         there = [name for name in wanted if name in runs.frame]
         return statistics.chosen(runs, there, choose_by=by) if there else {}
 
-    *others, final = map(spoken, wanted)
-    names = f"{', '.join(others)} and {final}" if others else final
+    names = " and ".join(filter(None, [", ".join(map(spoken, wanted[:-1])), *map(spoken, wanted[-1:])]))
     words = f"{spoken(metric)} at the best {names} by {spoken(by) if by else 'validation'}"
     return Measure(words, lambda runs: _final(runs.select(**choose(runs)), metric, lost), metric, choose, lost)
+
+
+def stopped(metric: str, *, by: str, patience: float = np.inf) -> Measure:
+    """Returns the measure of a metric at the evaluation that early stopping keeps.
+
+    Args:
+      metric: its name.
+      by: the metric that is watched, such as validation accuracy.
+      patience: how many evaluations without a better one end the training; default: the best of all.
+    """
+
+    def of(runs: Table) -> Values:
+        kept = statistics.stopped_at(runs, by, patience)
+        return runs.curves(metric)[np.arange(len(kept)), kept][np.argsort(runs.frame["seed"].to_numpy(), kind="stable")]
+
+    if patience == np.inf:
+        return Measure(f"{spoken(metric)} at the step of the best {spoken(by)}", of)
+    return Measure(
+        f"{spoken(metric)} where training stops, after {patience} evaluations with no better {spoken(by)}", of
+    )
 
 
 def train_minus_test(kind: str = "accuracy", *, over: str | Sequence[str] = RATE) -> Measure:
@@ -243,6 +262,12 @@ def pick(table: Table, case: Mapping[str, Any]) -> Table:
             raise NotMeasuredError(f"sweep {table.name} has no axis {name!r}; it has {', '.join(table.axes)}")
     values = {name: list(value.values) if isinstance(value, Among) else value for name, value in case.items()}
     return table.select(**values) if values else table
+
+
+def with_metric(table: Table, name: str, of: Callable[[Table], np.ndarray]) -> Table:
+    """Returns the table with one more metric, made from the others by `of(runs) -> [run, evaluation, ...]`."""
+    parts = (Part(part.frame, {**part.metrics, name: of(replace(table, parts=(part,)))}) for part in table.parts)
+    return replace(table, parts=tuple(parts))
 
 
 def _final(runs: Table, metric: str, failed: float) -> np.ndarray:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from dlexp.results.table import NotMeasuredError, Table
 from dlexp.study import statistics, style
 from dlexp.study.effects import Effect, Values, as_labels
-from dlexp.study.measures import Source, lost_value, pick
+from dlexp.study.measures import RATE, Source, lost_value, pick, spoken
 
 GUESS = "a guess among ten classes"
 
@@ -211,3 +211,39 @@ def intervals(
 
 def _only_conditions(effects: Mapping[str, Effect]) -> list[tuple[str, Callable[[], Values]]]:
     return [(label, values) for label, effect in effects.items() for values in effect.conditions.values()]
+
+
+def good_bands(
+    tables: Mapping[str, Table],
+    tolerance: float,
+    *,
+    axis: str = RATE,
+    metric: str = "validation/accuracy",
+    span: Mapping[str, tuple[float, float]] | None = None,
+    **options: Any,
+) -> list[Panel]:
+    """Returns a panel with a bar a variant: the values of an axis as good as its best one, which a circle marks.
+
+    The note does not count its runs: they stand in another panel.
+
+    Args:
+      tables: label -> runs that differ in the axis and the seed alone.
+      tolerance: how far the mean of the metric over seeds may lie below the best.
+      axis: its name; drawn on a logarithmic scale.
+      metric: a score, larger is better; a run without a finite value counts as 0.
+      span: label -> ends of a grey stripe on the axis.
+      options: of matplotlib's `Axes.set`.
+    """
+
+    def draw(axes: Axes) -> None:
+        for label, ends in (span or {}).items():
+            axes.axvspan(*ends, color=style.LESSON, alpha=0.35, linewidth=0, zorder=0, label=label)
+        for place, (table, color) in enumerate(zip(tables.values(), style.COLORS, strict=False)):
+            scores = statistics.by_seed(table, metric, axis, failed=0.0).mean()
+            band = statistics.good_band(scores, tolerance)
+            axes.plot([band.low, band.high], [-place, -place], color=color, linewidth=6, solid_capstyle="butt")
+            axes.plot(band.best, -place, "o", color="white", markeredgecolor=color)
+        axes.set_yticks(-np.arange(len(tables)), list(tables))
+        axes.set(**{"xscale": "log", "xlabel": spoken(axis), "ylim": (0.4 - len(tables), 0.6), **options})
+
+    return [Panel(draw)] if tables else []

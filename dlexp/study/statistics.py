@@ -321,6 +321,23 @@ def first_step(table: Table, metric: str, target: float, *, never: float) -> np.
     return np.where(reached.any(axis=1), np.where(first == 0, steps[0], between), never)
 
 
+def stopped_at(table: Table, metric: str, patience: float = np.inf) -> np.ndarray:
+    """Returns the evaluation that early stopping keeps, `[run]`: the best until none of the next ones was better.
+
+    Args:
+      table: the runs.
+      metric: what is watched; its name tells whether more is better.
+      patience: how many evaluations without a better one end the training; default: it is never ended.
+    """
+    curves = table.curves(metric) * (1 if higher_is_better(metric) else -1)
+    places = np.arange(curves.shape[1])
+    is_better = np.diff(np.maximum.accumulate(curves, axis=1), axis=1, prepend=-np.inf) > 0
+    best = np.maximum.accumulate(np.where(is_better, places, 0), axis=1)
+    is_over = places - best >= patience
+    last = np.where(is_over.any(axis=1), is_over.argmax(axis=1), places[-1])
+    return best[np.arange(len(best)), last]
+
+
 def highest_good(scores: pd.DataFrame, tolerance: float) -> np.ndarray:
     """Returns log10 of the highest axis value whose score is within `tolerance` of the seed's own best, `[seed]`.
 

@@ -6,6 +6,7 @@ Each misuse is a sentence that names the function and the line, where it is know
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -147,9 +148,10 @@ def checked(where: str, learner: Learner) -> Learner:
     """
 
     def guarded(name: str, function: Callable, check: Callable[[tuple, Any], None]) -> Callable:
-        def call(*args: Any) -> Any:
+        @functools.wraps(function)
+        def call(*args: Any, **told: Any) -> Any:
             try:
-                returned = function(*args)
+                returned = function(*args, **told)
             except Exception as error:
                 explained = _explained(where, name, learner, error)
                 if explained is None:

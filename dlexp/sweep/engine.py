@@ -176,7 +176,16 @@ def _measured(plan: Plan, missing: Sequence[np.ndarray] | None) -> Iterator[Even
             finite = all(np.isfinite(value).all() for value in metrics.values())
             status, lost_at = ("ok", -1) if finite else ("nonfinite", 0)
             seconds = time.perf_counter() - began
-            yield Finished(name, index, ((name, run),), (status,), np.array([lost_at]), metrics, seconds, group.layout)
+            yield Finished(
+                chunk=name,
+                group=index,
+                runs=((name, run),),
+                status=(status,),
+                nonfinite_at=np.array([lost_at]),
+                metrics=metrics,
+                seconds=seconds,
+                layout=group.layout,
+            )
 
 
 class _Placed(NamedTuple):
@@ -309,7 +318,8 @@ def _train_chunk(
     began = time.perf_counter()
     name, num_runs = chunk.name(placed.over_runs.mesh.size), len(chunk.runs)
     recorder = Recorder(num_runs, chunk.num_steps, chunk.num_evals)
-    advance = partial(_advance, placed.programs, chunk.arguments, recorder, chunk.group.num_kept)
+    segment = partial(placed.programs.segment, *chunk.arguments)
+    advance = partial(_advance, segment, recorder, chunk.group.num_kept)
     carry = placed.programs.initialize(*chunk.arguments)
     saved = resume(name)
     if saved is None or not programs.fits(saved.carry, carry):  # or the code has changed since: it begins anew
@@ -332,15 +342,15 @@ def _train_chunk(
     seconds, metrics = time.perf_counter() - began, recorder.curves(carry.means)
     whole = saved is None and _num_lost(recorder) < num_runs
     yield Finished(
-        name,
-        chunk.group_index,
-        chunk.runs,
-        recorder.status(),
-        recorder.nonfinite_at,
-        metrics,
-        seconds,
-        chunk.group.layout,
-        clock.pace() if whole else None,
+        chunk=name,
+        group=chunk.group_index,
+        runs=chunk.runs,
+        status=recorder.status(),
+        nonfinite_at=recorder.nonfinite_at,
+        metrics=metrics,
+        seconds=seconds,
+        layout=chunk.group.layout,
+        pace=clock.pace() if whole else None,
     )
 
 
@@ -363,8 +373,7 @@ def _first_evaluation(
 
 
 def _advance(
-    made: Programs,
-    arguments: tuple[Any, ...],
+    segment: Callable[..., tuple[Carry, Callable[[], list[Evaluation]]]],
     recorder: Recorder,
     num_kept: int,
     carry: Carry,
@@ -378,7 +387,7 @@ def _advance(
     """
     under_way = deque[tuple[range, Callable[[], list[Evaluation]]]]()
     for first, end in recorder.calls(start, stop, num_kept):
-        carry, evaluations = made.segment(*arguments, carry, first, end, recorder.interval)
+        carry, evaluations = segment(carry, first, end, recorder.interval)
         under_way.append((recorder.evaluated(first, end), evaluations))
         if len(under_way) > MAX_CALLS_IN_FLIGHT:
             _record(recorder, *under_way.popleft())

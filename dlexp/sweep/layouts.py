@@ -111,22 +111,22 @@ def _default_choices(choices: Collection[str]) -> tuple[tuple[str, str], ...]:
     return (("optimizer", compiler.PASSES),) if {"convolution", "optimizer"} <= set(choices) else ()
 
 
-def can_share_seeds(seeds_by_runs: Mapping[int, int], num_rows: int) -> bool:
+def can_share_seeds(seeds_with_num_runs: Mapping[int, int], num_rows: int) -> bool:
     """Returns whether most runs have a seed with so many runs that they fill at least half a call of `num_rows`.
 
     Args:
-      seeds_by_runs: number of runs -> number of seeds that have that many.
+      seeds_with_num_runs: number of runs -> number of seeds that have that many.
       num_rows: runs of a call on all devices.
     """
-    num_runs = sum(runs * seeds for runs, seeds in seeds_by_runs.items())
-    num_sharing = sum(runs * seeds for runs, seeds in seeds_by_runs.items() if 2 * runs >= num_rows)
+    num_runs = sum(runs * seeds for runs, seeds in seeds_with_num_runs.items())
+    num_sharing = sum(runs * seeds for runs, seeds in seeds_with_num_runs.items() if 2 * runs >= num_rows)
     return 2 * num_sharing > num_runs
 
 
-def with_equal_calls(layout: Layout, seeds_by_runs: Mapping[int, int], num_devices: int) -> Layout:
+def with_equal_calls(layout: Layout, seeds_with_num_runs: Mapping[int, int], num_devices: int) -> Layout:
     """Returns the layout, narrower where the runs of a call share a seed: then all calls of a seed are equally full."""
     if not layout.shares_seed:
         return layout
-    most = max(seeds_by_runs)
+    most = max(seeds_with_num_runs)
     num_calls = -(-most // (layout.width * num_devices))
     return layout._replace(width=-(-most // (num_calls * num_devices)))

@@ -186,9 +186,11 @@ def _lower(group: Group, mesh: jax.sharding.Mesh) -> list[Any]:
     of_runs = (not group.layout.shares_seed, True, False)  # seeds, hyper, data
     initialize = _over_runs(_initialize(learner), mesh, of_runs, _one_after_another)
     evaluate = _over_runs(_evaluate(learner), mesh, (*of_runs, True))
-    over_runs = NamedSharding(mesh, PartitionSpec("run"))
-    carry = jax.tree.map(_placed_shape(over_runs), jax.eval_shape(initialize, *fixed))
-    step = jax.ShapeDtypeStruct((), np.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+    over_runs, everywhere = NamedSharding(mesh, PartitionSpec("run")), NamedSharding(mesh, PartitionSpec())
+    # XLA spreads no array of size 0: one that a program returns is the same on all devices.
+    made = jax.eval_shape(initialize, *fixed)
+    carry = jax.tree.map(lambda leaf: _placed_shape(over_runs if leaf.size else everywhere)(leaf), made)
+    step = jax.ShapeDtypeStruct((), np.int32, sharding=everywhere)
     initialized = jax.jit(initialize).lower(*fixed)
     if learner.update is None:
         return [initialized, jax.jit(evaluate).lower(*fixed, carry)]
@@ -289,7 +291,7 @@ def _initialize(learner: Learner) -> Callable[..., Carry]:
         state = learner.init(key, hyper, data)
         means: Any = {}
         if learner.update is not None:
-            _, metrics = jax.eval_shape(learner.step, key, hyper, data, state)
+            _, metrics = jax.eval_shape(learner.step, key, hyper, data, state, np.int32(0))
             means = jax.tree.map(_zero_mean, dict(metrics))
         return Carry(state, jnp.full((), -1, jnp.int32), means)
 
@@ -301,7 +303,9 @@ def _one_step(learner: Learner) -> Callable[..., Carry]:
     make_step = _step(learner)
 
     def one_step(seed: jax.Array, hyper: Any, data: Any, carry: Carry, origin: jax.Array, index: jax.Array) -> Carry:
-        drawn = learner.draw(jax.random.fold_in(keys.of_run(seed, keys.UPDATE), index), hyper, data)
+        drawn = learner.told(learner.draw, index)(
+            jax.random.fold_in(keys.of_run(seed, keys.UPDATE), index), hyper, data
+        )
         return make_step(drawn, hyper, data, carry, origin, index)
 
     return one_step
@@ -312,7 +316,7 @@ def _step(learner: Learner) -> Callable[..., Carry]:
     update = learner.update
 
     def step(drawn: PyTree, hyper: Any, data: Any, carry: Carry, origin: jax.Array, index: jax.Array) -> Carry:
-        state, metrics = update(drawn, hyper, data, carry.state)
+        state, metrics = learner.told(update, index)(drawn, hyper, data, carry.state)
         first_time = (carry.nonfinite_at < 0) & ~_all_finite(metrics)
         nonfinite_at = jnp.where(first_time, index + 1, carry.nonfinite_at)
         means = jax.tree.map(_running_mean(index - origin), carry.means, dict(metrics))
@@ -334,7 +338,7 @@ def _steps(learner: Learner) -> Callable[..., Carry]:
         key = keys.of_run(seed, keys.UPDATE)
 
         def draw(index: jax.Array) -> PyTree:
-            return learner.draw(jax.random.fold_in(key, index), hyper, data)
+            return learner.told(learner.draw, index)(jax.random.fold_in(key, index), hyper, data)
 
         def some_steps(number: jax.Array, carry: Carry) -> Carry:
             begin = first + number * STEPS_DRAWN

@@ -154,7 +154,7 @@ def _may_be_worth_it(group: Group, num_missing: int, devices: list[jax.Device]) 
 
 def _tuned(plan: Plan, group: Group, num_missing: int, bench: Bench, tell: Callable[[str], None]) -> Group:
     seconds, rates = dict[Layout, float](), dict[str, float]()
-    search = rounds(group, lambda layout: with_equal_calls(layout, group.seeds_by_runs, plan.num_devices))
+    search = rounds(group, lambda layout: with_equal_calls(layout, group.seeds_with_num_runs, plan.num_devices))
     layouts, spent = next(search), 0.0
     while True:
         began = time.perf_counter()

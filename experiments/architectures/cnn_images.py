@@ -100,7 +100,7 @@ def accuracy_by_size(results: Results) -> Figure:
     for name, title in TITLES.items():
         plain = by("network", NETWORKS)
         shifted = {f"{label}, shifted by up to {SHIFTS[name]}": case for label, case in plain.items()}
-        axes = {"x": "num_train", "xscale": "log", "xlabel": "training images", "title": title}
+        axes: Any = {"x": "num_train", "xscale": "log", "xlabel": "training images", "title": title}
         hue = {label: {**case, "max_shift": 0} for label, case in plain.items()}
         hue |= {label: {**case, "max_shift": SHIFTS[name]} for label, case in shifted.items()}
         panels += lines(
@@ -140,7 +140,8 @@ def claims(results: Results) -> list[Claim]:
     """What the lesson says of convolutional networks and of data."""
     lesson = text("003", "Deep Learning Architectures")
     needs = text("004", "Why Deep Learning Became Practical: deep networks need large data")
-    accuracy, kinds = at_best("test/accuracy"), {"network": NETWORKS}
+    accuracy = at_best("test/accuracy")
+    kinds: Any = {"network": NETWORKS}
 
     def on(sizes: Mapping[str, Any], shifts: Mapping[str, int] = NO_SHIFT, **axes: Any) -> Effect:
         """Test accuracy on each data set's own numbers of images."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -163,7 +163,7 @@ def loss_by_depth(results: Results) -> Figure:
     """Losses over depth, without decay."""
     splits = {f"{split} loss": at_best(f"{split}/loss") for split in ("train", "validation")}
     marks, fixed = {"above: the recipe adds layers": HIGH_LOSS}, {"weight_decay": 0.0}
-    axes = {"x": "num_layers", "xscale": "log", "xlabel": "layers", "ylabel": "loss (nats)", "ylim": (0, None)}
+    axes: Any = {"x": "num_layers", "xscale": "log", "xlabel": "layers", "ylabel": "loss (nats)", "ylim": (0, None)}
     return side_by_side(lines(maps_of(results), None, splits, fixed=fixed, marks=marks, **axes), width=4.4, height=3.8)
 
 

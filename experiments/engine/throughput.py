@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from importlib.util import find_spec
 from itertools import product
 from typing import Any, NamedTuple
@@ -55,19 +55,22 @@ TITLES = {
     "deep": "50 layers of 64, digits",
 }
 PERCEPTRONS, IMAGES = ("mlp_small", "mlp_large"), ("cnn_8x8", "cnn_28x28")
+TINY = "tiny"  # the workload of tests
 MACHINE = "machine"  # the sweep in which nothing is trained
 ENGINE, BARE, PROCESSES = "this engine", "bare loop", "PyTorch eager, a process a core"
 TURNS = 3  # of a round, of which the fastest counts
 SECONDS = 0.15  # of one timing; way too slow ones make a step and an evaluation
 LAYOUTS_SHOWN = 20  # of a workload, the fastest
 ENGINE_SECONDS = 3.0  # of the engine and the loop it wraps: a sweep of about a minute in all
+TINY_SECONDS, TINY_RUNS, TINY_WIDTHS = 0.02, 1000, (2, 8)  # of the workload of tests, whose layout is not searched
+TINY_SIZES = {"matrix": 256, "array": 2**20}  # of which the machine's rates are measured beside it
 CONVOLUTION_WIDTHS = {"winograd": (1, 2, 4), "batch_last": (1, 2, 4), "native": (1,)}  # on a CPU, else 1 and 2
 WIDTHS = {"cpu": (1, 2, 4, 8, 16), "gpu": (1, 8, 64, 512, 4096), "tpu": (1, 8, 64, 512, 4096)}
 
 
 @cache
 def workload(name: str) -> Workload:
-    """The networks of a name; `tiny` is for tests."""
+    """The networks of a name."""
     digits, conv = bundled.load("digits"), (ConvLayer(16, 3, padding=1), ConvLayer(32, 3, padding=1, pool=2))
     match name:
         case "tiny":
@@ -117,7 +120,7 @@ class Ready(NamedTuple):
 def ready(name: str) -> Ready:
     """Gets everyone ready; the engine's layout is chosen as for a long sweep."""
     work, devices = workload(name), jax.local_devices()
-    plan = work.plan(0, 100_000, work.num_steps)
+    plan = work.plan(0, TINY_RUNS if name == TINY else 100_000, work.num_steps)
     (group,) = tuning.tuned(plan, devices, [plan.num_runs]).groups
     ways: dict[str, Callable[[], Rate]] = {
         ENGINE: lambda: _peers.this_engine(work, group.layout),
@@ -140,7 +143,7 @@ def ready(name: str) -> Ready:
 def _takes_part(who: str, name: str) -> bool:
     if who == "scikit-learn":
         return name in (*PERCEPTRONS, "deep")
-    return "torch" not in who.lower() or (name != "tiny" and find_spec("torch") is not None)
+    return "torch" not in who.lower() or (name != TINY and find_spec("torch") is not None)
 
 
 def layouts_of(name: str) -> Iterator[Layout]:
@@ -157,7 +160,8 @@ def layouts_of(name: str) -> Iterator[Layout]:
         lowering = dict(way).get("convolution")
         if lowering and dict(way) != usual | {"convolution": lowering}:
             continue
-        widths = WIDTHS[platform] if lowering is None or platform != "cpu" else CONVOLUTION_WIDTHS.get(lowering, (1, 2))
+        usual_widths = TINY_WIDTHS if name == TINY else WIDTHS[platform]
+        widths = usual_widths if lowering is None or platform != "cpu" else CONVOLUTION_WIDTHS.get(lowering, (1, 2))
         for width in widths:
             yield from (
                 Layout(width, stepwise, way) for stepwise in ([False, True] if lowering == "native" else [False])
@@ -178,7 +182,7 @@ def rounds(config: Config, num_steps: int) -> Measurement:
         candidates = list(dict.fromkeys([*_other_ways(name, each.chosen), *layouts_of(name)]))
         measured: dict[str, Any] = {}
         for _ in range(TURNS):
-            for key, rate in _turn(each, who[start:] + who[:start], candidates):
+            for key, rate in _turn(name, who[start:] + who[:start], candidates):
                 measured[key] = max(rate, measured.get(key, 0.0))
         measured |= {f"chosen/{layout}": float(layout == each.chosen) for layout in candidates}
         measured["work/flops"] = each.flops
@@ -188,19 +192,23 @@ def rounds(config: Config, num_steps: int) -> Measurement:
     return Measurement(measure)
 
 
-def _turn(each: Ready, who: Iterable[str], candidates: Sequence[Layout]) -> Iterator[tuple[str, float]]:
+def _turn(name: str, who: Iterable[str], candidates: Sequence[Layout]) -> Iterator[tuple[str, float]]:
+    each = ready(name)
+    usual, of_engine = (TINY_SECONDS, TINY_SECONDS) if name == TINY else (SECONDS, ENGINE_SECONDS)
     for one in who:
-        yield f"rate/{one}", each.rates[one](ENGINE_SECONDS if one in (ENGINE, BARE) else SECONDS)
-    yield "machine/matmul", matmul_rate()
-    for layout, rate in each.bench.rates(candidates, SECONDS).items():
+        yield f"rate/{one}", each.rates[one](of_engine if one in (ENGINE, BARE) else usual)
+    yield "machine/matmul", matmul_rate(TINY_SIZES["matrix"] if name == TINY else None)
+    for layout, rate in each.bench.rates(candidates, usual).items():
         yield f"layout/{layout}", rate
 
 
-def machine_rates(config: Config, num_steps: int) -> Measurement:
-    """What the machine can do, measured alone."""
+def machine_rates(
+    config: Config, num_steps: int, *, matrix: int | None = None, array: int | None = None
+) -> Measurement:
+    """What the machine can do, measured alone, with matrices and arrays of these sizes (default: large ones)."""
 
     def measure(hyper: Mapping[str, float], seed: int) -> dict[str, Any]:
-        return {"machine/matmul": matmul_rate(), "machine/memory": memory_rate()}
+        return {"machine/matmul": matmul_rate(matrix), "machine/memory": memory_rate(array)}
 
     return Measurement(measure)
 
@@ -250,9 +258,10 @@ def memory_rate(size: int | None = None) -> float:
 def sweeps(scale: str) -> dict[str, Sweep]:
     """Rounds of each workload, and of the machine alone."""
     seeds = range({"smoke": 2, "cpu": 8, "gpu": 16}[scale])
-    names = ("tiny",) if scale == "smoke" else tuple(TITLES)
+    names = (TINY,) if scale == "smoke" else tuple(TITLES)
     declared = {name: Sweep(grid(config={"workload": (name,)}, seeds=seeds), rounds, num_steps=0) for name in names}
-    return declared | {MACHINE: Sweep(grid(config={"workload": (MACHINE,)}, seeds=seeds), machine_rates, num_steps=0)}
+    measured = partial(machine_rates, **TINY_SIZES) if scale == "smoke" else machine_rates
+    return declared | {MACHINE: Sweep(grid(config={"workload": (MACHINE,)}, seeds=seeds), measured, num_steps=0)}
 
 
 def claims(results: Results) -> list[Claim]:
@@ -359,7 +368,7 @@ def _choice(table: Table) -> np.ndarray:
 
 def _panels(results: Results, height: float = 3.4) -> tuple[Figure, Iterator[tuple[Axes, str]]]:
     """A figure with a panel for each workload."""
-    names = [name for name in (*TITLES, "tiny") if name in results]
+    names = [name for name in (*TITLES, TINY) if name in results]
     if not names:
         raise NotMeasuredError("no workload was timed")
     num_columns = min(len(names), 2)

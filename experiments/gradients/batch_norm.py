@@ -15,6 +15,7 @@ Szegedy, "Batch Normalization", 2015, https://arxiv.org/abs/1502.03167, abstract
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -92,8 +93,8 @@ def sweeps() -> dict[str, Sweep]:
 
 def accuracy_by_rate(results: Results) -> Figure:
     """Test accuracy over the rate, by placement and depth."""
-    cases = {"hue": by("placement", PLACEMENTS), "panels": by("num_layers", DEPTHS, "{} layers, batch norm:")}
-    axes = {"x": "learning_rate", "xscale": "log", "xlabel": "learning rate of SGD", "ylim": (0, 0.8)}
+    cases: Any = {"hue": by("placement", PLACEMENTS), "panels": by("num_layers", DEPTHS, "{} layers, batch norm:")}
+    axes: Any = {"x": "learning_rate", "xscale": "log", "xlabel": "learning rate of SGD", "ylim": (0, 0.8)}
     return side_by_side(lines(results, "rates", "test/accuracy", fixed={"init_scale": 1.0}, **cases, **axes))
 
 
@@ -101,12 +102,12 @@ def scales_and_gradients(results: Results) -> Figure:
     """Sensitivity to the initial scale; gradients by layer at initialization."""
     factors = [mean_field.batch_norm_chi(name) ** 0.5 for name in TITLES]
     theory = {f"theory: {f:.3f} a layer": lambda layer, f=f: f ** (layer.max() - layer) for f in factors}
-    placed = {"hue": by("placement", {"none": "without", "before": "with batch norm"}), "title": "Own best rates"}
-    coarse = {"num_layers": 10, "learning_rate": COARSE_RATES}
-    axes = {"xscale": "log", "xlabel": "scale of the weights, He = 1", "ylim": (0, 0.8)}
-    named = {"ylabel": "gradient norm, last layer = 1", "title": "50 layers with batch norm, untrained"}
-    look = {"log": True, "transform": lambda log_squares: np.exp(log_squares / 2), "first_color": 2}
-    profile = {"x": "layer", "hue": by("activation", TITLES), "theory": theory, **look, **named}
+    placed: Any = {"hue": by("placement", {"none": "without", "before": "with batch norm"}), "title": "Own best rates"}
+    coarse: Any = {"num_layers": 10, "learning_rate": COARSE_RATES}
+    axes: Any = {"xscale": "log", "xlabel": "scale of the weights, He = 1", "ylim": (0, 0.8)}
+    named: Any = {"ylabel": "gradient norm, last layer = 1", "title": "50 layers with batch norm, untrained"}
+    look: Any = {"log": True, "transform": lambda log_squares: np.exp(log_squares / 2), "first_color": 2}
+    profile: Any = {"x": "layer", "hue": by("activation", TITLES), "theory": theory, **look, **named}
     return side_by_side(
         lines(results, "rates", at_best("test/accuracy"), x="init_scale", fixed=coarse, **placed, **axes),
         lines(results, "initialization", "layer/log_gradient", **profile),
@@ -118,7 +119,7 @@ def claims(results: Results) -> list[Claim]:
     lesson, own = text("000", "4. Batch Normalization"), {"num_layers": DEPTHS, "init_scale": 1.0}
     accuracy, usable = (partial(measure, results, "rates", **own) for measure in (at_best("test/accuracy"), USABLE))
     gap = partial(train_minus_test(), results, "batches", batch_size=BATCH_SIZES)
-    coarse = {"num_layers": 10, "learning_rate": Among(COARSE_RATES)}
+    coarse: Any = {"num_layers": 10, "learning_rate": Among(COARSE_RATES)}
     spread = partial(spread_over("init_scale"), results, "rates", **coarse)
     growth = decades("layer/log_gradient", "gradient", squared=True)(results, "initialization", activation=TITLES)
     none, before, after = ({"placement": placement} for placement in PLACEMENTS)

@@ -16,27 +16,28 @@ https://arxiv.org/abs/2006.07322).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from dlexp.claims import Claim, each, judge
+import optax
 from matplotlib.figure import Figure
 
-from dlexp import analysis, cli, learners, losses, models, optim, plots
+from dlexp import cli, learners, losses, models, optim
 from dlexp.data import mnist1d
 from dlexp.results import Results, Table
+from dlexp.study import FRESH_SEEDS, Claim, at_best, by, judge, lines, measure, pick, side_by_side, text
 from dlexp.sweep import grid
 from dlexp.theory import linear as theory
-from dlexp.types import Config, Experiment, Figures, Hyper, Key, Learner, Metrics, PyTree, Range, Sweep
+from dlexp.types import Config, Experiment, Hyper, Key, Learner, Metrics, PyTree, Range, Sweep
 
-CHANCE = 0.1
-DEPTHS = (2, 4)
+DEPTHS, LOGITS = (2, 4), {1.0: "logit 1", 4.0: "logit 4"}
 CLASSIFIERS = {
     "cross_entropy": ("cross-entropy", losses.softmax_cross_entropy),
     "squared_error": ("squared error", losses.squared_error),
 }
+TITLES = {loss: title for loss, (title, _) in CLASSIFIERS.items()}
 ESTIMATES = {  # loss of the error y - c -> (title, what it estimates of an exponential variable with mean 1)
     "squared": ("squared: the mean", 1.0, lambda error: 0.5 * error**2),
     "absolute": ("absolute: the median", float(np.log(2)), jnp.abs),
@@ -54,177 +55,128 @@ def classifier(config: Config, num_steps: int) -> Learner:
 def neuron(config: Config, num_steps: int) -> Learner:
     """One sigmoid neuron with input 1 and target 0, weight and bias together starting near the swept logit."""
 
-    def loss(logit: jax.Array) -> jax.Array:
-        a = jax.nn.sigmoid(logit)
-        return 0.5 * a**2 if config["loss"] == "squared_error" else jax.nn.softplus(logit)
-
     def init(key: Key, hyper: Hyper, data: PyTree) -> tuple[jax.Array, jax.Array]:
         weight = hyper["logit"] * jax.random.uniform(key)
         return weight, hyper["logit"] + 0.1 * jax.random.normal(jax.random.fold_in(key, 1)) - weight
 
-    def update(key: Key, hyper: Hyper, data: PyTree, state: tuple) -> tuple[tuple, Metrics]:
-        value, slope = jax.value_and_grad(loss)(state[0] + state[1])
-        return (state[0] - 0.15 * slope, state[1] - 0.15 * slope), {"batch/loss": value}
+    def loss(logit: jax.Array) -> jax.Array:
+        a = jax.nn.sigmoid(logit)
+        return 0.5 * a**2 if config["loss"] == "squared_error" else jax.nn.softplus(logit)
 
-    def evaluate(key: Key, hyper: Hyper, data: PyTree, state: tuple) -> Metrics:
-        logit = state[0] + state[1]
+    def step_loss(key: Key, hyper: Hyper, data: PyTree, params: tuple[jax.Array, jax.Array]) -> jax.Array:
+        weight, bias = params
+        return loss(weight + bias)
+
+    def evaluate(key: Key, hyper: Hyper, data: PyTree, state: learners.DescentState) -> Metrics:
+        logit = state.params[0] + state.params[1]
         return {"neuron/output": jax.nn.sigmoid(logit), "neuron/slope": jax.grad(loss)(logit)}
 
-    return Learner({"input": np.ones(1)}, {"logit": Range(default=4.0)}, init, update, evaluate)
+    tx = optim.with_defaults(optim.sgd(), learning_rate=0.15)
+    return learners.descent(init, step_loss, tx, hyper={"logit": Range(default=4.0)}, evaluate=evaluate)
 
 
 def estimator(config: Config, num_steps: int) -> Learner:
     """One number c, fitted to exponential variables with mean 1 by gradient descent at a rate that falls as 1 / t."""
-    function: Callable[[jax.Array], jax.Array] = ESTIMATES[config["loss"]][2]
+    error_loss = ESTIMATES[config["loss"]][2]
 
-    def init(key: Key, hyper: Hyper, data: PyTree) -> tuple[jax.Array, jax.Array]:
-        return 3 * jax.random.uniform(key), jnp.zeros(())
+    def init(key: Key, hyper: Hyper, data: PyTree) -> jax.Array:
+        return 3 * jax.random.uniform(key)
 
-    def update(key: Key, hyper: Hyper, data: PyTree, state: tuple) -> tuple[tuple, Metrics]:
-        constant, step = state
-        drawn = jax.random.exponential(key, (100,))
-        value, slope = jax.value_and_grad(lambda c: jnp.mean(function(drawn - c)))(constant)
-        return (constant - 2.0 / (1 + 0.1 * step) * slope, step + 1), {"batch/loss": value}
+    def loss(key: Key, hyper: Hyper, data: PyTree, constant: jax.Array) -> jax.Array:
+        return jnp.mean(error_loss(jax.random.exponential(key, (100,)) - constant))
 
-    def evaluate(key: Key, hyper: Hyper, data: PyTree, state: tuple) -> Metrics:
-        return {"estimate/constant": state[0]}
+    def evaluate(key: Key, hyper: Hyper, data: PyTree, state: learners.DescentState) -> Metrics:
+        return {"estimate/constant": state.params}
 
-    return Learner({"unused": np.ones(1)}, {}, init, update, evaluate)
+    tx = optim.Optimizer({}, lambda hyper: optax.sgd(lambda step: 2.0 / (1 + 0.1 * step)))
+    return learners.descent(init, loss, tx, evaluate=evaluate)
 
 
-def sweeps(scale: str) -> dict[str, Sweep]:
+def sweeps() -> dict[str, Sweep]:
     """Classifiers, a saturated neuron, and what losses estimate."""
-    seeds = {"smoke": range(2), "cpu": range(16, 24), "gpu": range(16, 80)}[scale]  # rules were tried on 0 to 15
-    if scale == "smoke":
-        few = grid(config={"loss": ("cross_entropy",), "num_layers": (2,)}, hyper={"learning_rate": (0.01,)}, seeds=2)
-        one = grid(config={"loss": ("squared_error",)}, hyper={"logit": (4.0,)}, seeds=seeds)
-        mean = grid(config={"loss": ("squared",)}, seeds=seeds)
-        return {
-            "classifier": Sweep(few, classifier, num_steps=40, num_evals=4),
-            "neuron": Sweep(one, neuron, num_steps=40, num_evals=20),
-            "estimate": Sweep(mean, estimator, num_steps=40),
-        }
-    rates = {"learning_rate": (0.001, 0.003, 0.01, 0.03)}
-    trained = grid(config={"loss": CLASSIFIERS, "num_layers": DEPTHS}, hyper=rates, seeds=seeds)
-    start = grid(config={"loss": CLASSIFIERS}, hyper={"logit": (1.0, 4.0)}, seeds=seeds)
+    rates, both = {"learning_rate": (0.001, 0.003, 0.01, 0.03)}, {"loss": CLASSIFIERS}
+    trained = grid(config={**both, "num_layers": DEPTHS}, hyper=rates, seeds=FRESH_SEEDS)
+    start = grid(config=both, hyper={"logit": tuple(LOGITS)}, seeds=FRESH_SEEDS)
+    estimates = grid(config={"loss": ESTIMATES}, seeds=FRESH_SEEDS)
     return {
         "classifier": Sweep(trained, classifier, num_steps=2000, num_evals=20),
         "neuron": Sweep(start, neuron, num_steps=400, num_evals=100),
-        "estimate": Sweep(grid(config={"loss": ESTIMATES}, seeds=seeds), estimator, num_steps=4000, num_evals=20),
+        "estimate": Sweep(estimates, estimator, num_steps=4000, num_evals=20),
     }
 
 
-def figures(results: Results) -> Figures:
-    """The saturated start and what losses estimate; the classifiers."""
-    return {
-        "saturated_and_estimates": lambda: _small(results),
-        "classifiers": lambda: _classifiers(results["classifier"]),
+def saturated_and_estimates(results: Results) -> Figure:
+    """A neuron that starts wrong, and what losses estimate."""
+    starts: Any = {
+        f"{title}, start {1 / (1 + np.exp(-logit)):.2f}": {"loss": loss, "logit": logit}
+        for logit in LOGITS
+        for loss, title in TITLES.items()
     }
+    dashed = {label: "--" for label, start in starts.items() if start["logit"] == 4.0}
+    output: Any = {"hue": starts, "linestyles": dashed, "ylabel": "output of the neuron, target 0", "ylim": (0, 1.02)}
+    expected = {title: value for title, value, _ in ESTIMATES.values()}
+    theories = ("theory: 1, ln 2, ln 10", lambda label, step: np.full(len(step), expected[label]))
+    hue = by("loss", {loss: title for loss, (title, *_) in ESTIMATES.items()})
+    constant: Any = {"hue": hue, "expected": theories, "ylabel": "fitted constant", "ylim": (0, 3.2)}
+    return side_by_side(
+        lines(results, "neuron", "neuron/output", x="step", title="One neuron, started wrong", **output),
+        lines(results, "estimate", "estimate/constant", x="step", title="One constant, exponential data", **constant),
+    )
+
+
+def classifiers(results: Results) -> Figure:
+    """Classifiers at their own best rates."""
+    cases: Any = {"hue": by("loss", TITLES), "panels": by("num_layers", DEPTHS, "MNIST-1D, {} layers")}
+    return side_by_side(lines(results, "classifier", at_best("test/accuracy"), x="step", ylim=(0, 0.75), **cases))
+
+
+@measure(
+    "relative distance of the measured ratio of slopes, cross-entropy's over squared error's, from 1 / (a (1 - a)) at "
+    "the output a it starts with, 5 at the logit 1 and 57 at 4"
+)
+def _ratio_off(runs: Table) -> np.ndarray:
+    entropy, squared = (pick(runs, {"loss": loss}) for loss in CLASSIFIERS)
+    slopes = [each.curves("neuron/slope")[:, 0] for each in (entropy, squared)]
+    outputs = squared.curves("neuron/output")[:, 0]
+    expected = [np.divide(*theory.saturated_slopes(float(np.log(a / (1 - a))))[::-1]) for a in outputs]
+    return abs(np.divide(*slopes) / expected - 1)
+
+
+@measure("relative distance of the fitted constant from the exponential variable's mean, median or ninth decile")
+def _constant_off(runs: Table) -> np.ndarray:
+    return abs(runs.frame["estimate/constant"] / ESTIMATES[runs.frame["loss"].iloc[0]][1] - 1).to_numpy()
 
 
 def claims(results: Results) -> list[Claim]:
     """What the lesson and its sources say of the two losses."""
-    lesson = 'text 002, "Deep Learning Intro", Training Dynamics'
-    table, starts = results["classifier"], results["neuron"]
+    lesson = text("002", "Training Dynamics")
+    entropy, squared = (
+        at_best("test/accuracy")(results, "classifier", loss=loss, num_layers=DEPTHS) for loss in CLASSIFIERS
+    )
     return [
         judge(
             "Cross-entropy is the loss for classification: it is better there than squared error.",
-            source=f"{lesson}, which names it for that; against it Hui and Belkin, Evaluation of Neural Architectures "
+            f"{lesson}, which names it for that; against it Hui and Belkin, Evaluation of Neural Architectures "
             "Trained with Square Loss vs Cross-Entropy, 2021, https://arxiv.org/abs/2006.07322",
-            rule="test accuracy with cross-entropy minus with squared error, each at its own best rate by validation, "
-            "paired by seed; at least one point (0.01)",
-            effects=each(
-                "{} layers", DEPTHS, lambda n: _best(table, "cross_entropy", n) - _best(table, "squared_error", n)
-            ),
-            smallest=0.01,
+            entropy - squared,
+            least=0.01,
         ),
         judge(
             "A neuron on the wrong side learns slowly from squared error: a (1 - a) times cross-entropy's slope.",
-            source="Nielsen, Neural Networks and Deep Learning, 2015, http://neuralnetworksanddeeplearning.com",
-            rule="0.001 minus the relative distance of the measured ratio of slopes from 1 / (a (1 - a)) at the output "
-            "a it starts with, 5 at the logit 1 and 57 at 4; more than 0",
-            effects=each("logit {:g}", (1.0, 4.0), lambda logit: 0.001 - _ratio_distance(starts, logit)),
+            "Nielsen, Neural Networks and Deep Learning, 2015, http://neuralnetworksanddeeplearning.com",
+            _ratio_off(results, "neuron", logit=LOGITS),
+            most=0.001,
         ),
         judge(
             "Squared errors estimate the mean, absolute errors the median, pinball errors a quantile.",
-            source="Koenker and Bassett, Regression Quantiles, 1978, https://doi.org/10.2307/1913643",
-            rule="0.05 minus the relative distance of the fitted constant from the exponential variable's; more than 0",
-            effects=each(
-                "{}",
-                ESTIMATES,
-                lambda loss: 0.05 - abs(_constants(results["estimate"], loss) / ESTIMATES[loss][1] - 1),
-            ),
+            "Koenker and Bassett, Regression Quantiles, 1978, https://doi.org/10.2307/1913643",
+            _constant_off(results, "estimate", loss=tuple(ESTIMATES)),
+            most=0.05,
         ),
     ]
 
 
-def _best(table: Table, loss: str, num_layers: int) -> np.ndarray:
-    runs = table.select(loss=loss, num_layers=num_layers)
-    return analysis.at_best(runs, "learning_rate", "test/accuracy", failed=CHANCE)
-
-
-def _ratio_distance(table: Table, logit: float) -> np.ndarray:
-    entropy, squared = (
-        table.select(loss=loss, logit=logit).curves("neuron/slope")[:, 0] for loss in ("cross_entropy", "squared_error")
-    )
-    outputs = table.select(loss="squared_error", logit=logit).curves("neuron/output")[:, 0]
-    expected = [np.divide(*theory.saturated_slopes(float(np.log(a / (1 - a))))[::-1]) for a in outputs]
-    return abs(entropy / squared / expected - 1)
-
-
-def _constants(table: Table, loss: str) -> np.ndarray:
-    return table.select(loss=loss).frame["estimate/constant"].to_numpy()
-
-
-def _small(results: Results) -> Figure:
-    figure, (left, right) = plots.subplots(1, 2, width=5.6, height=4.2)
-    for color, (loss, (title, _)) in zip(plots.COLORS, CLASSIFIERS.items(), strict=False):
-        if loss in set(results["neuron"].frame["loss"]):
-            for logit, style in ((1.0, "-"), (4.0, "--")):
-                runs = results["neuron"].select(loss=loss)
-                if np.isclose(runs.frame["logit"], logit).any():
-                    runs = runs.select(logit=logit)
-                    curve = runs.curves("neuron/output").mean(axis=0)
-                    label = f"{title}, start {curve[0]:.2f}"
-                    left.plot(runs.steps("neuron/output"), curve, color=color, linestyle=style, label=label)
-    left.set(xlabel="step", ylabel="output of the neuron, target 0", ylim=(0, 1.02), title="One neuron, started wrong")
-    left.legend()
-    for color, (loss, (title, expected, _)) in zip(plots.COLORS[2:], ESTIMATES.items(), strict=False):
-        if loss in set(results["estimate"].frame["loss"]):
-            runs = results["estimate"].select(loss=loss)
-            metric = "estimate/constant"
-            plots.band(right, runs.steps(metric), runs.curves(metric), label=title, color=color)
-            right.axhline(expected, color=color, linestyle="--", linewidth=1.2)
-    right.plot([], [], color="black", linestyle="--", linewidth=1.2, label="theory: 1, ln 2, ln 10")
-    right.set(xlabel="step", ylabel="fitted constant", title="One constant, exponential data", ylim=(0, 3.2))
-    right.legend()
-    plots.note(figure, plots.counts([results["neuron"], results["estimate"]], failed_as="missing"))
-    return figure
-
-
-def _classifiers(table: Table) -> Figure:
-    depths = [depth for depth in DEPTHS if depth in set(table.frame["num_layers"])]
-    figure, panels = plots.subplots(1, len(depths), width=5.6, height=4.2)
-    for axes, num_layers in zip(np.atleast_1d(panels), depths, strict=True):
-        for color, (loss, (title, _)) in zip(plots.COLORS, CLASSIFIERS.items(), strict=False):
-            if loss in set(table.frame["loss"]):
-                runs = table.select(loss=loss, num_layers=num_layers)
-                label = f"{title}, rate {{:g}}"
-                plots.curve_at_best(axes, runs, "test/accuracy", label=label, color=color, failed=CHANCE)
-        axes.set(xlabel="step", ylabel="test accuracy", ylim=(0, 0.75), title=f"MNIST-1D, {num_layers} layers")
-        axes.legend(loc="lower right")
-    plots.note(figure, plots.counts([table], failed_as="chance, one class of ten"))
-    return figure
-
-
-EXPERIMENT = Experiment(
-    name="optimization.losses",
-    version=1,
-    question="Mean squared error or cross-entropy?",
-    sweeps=sweeps,
-    figures=figures,
-    claims=claims,
-)
+EXPERIMENT = Experiment("optimization.losses", 1, __doc__, sweeps, (saturated_and_estimates, classifiers), claims)
 
 if __name__ == "__main__":
     cli.main(EXPERIMENT)

@@ -15,6 +15,7 @@ the authors' own run at Adam 0.01 and 6000 steps (https://github.com/greydanus/m
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -79,7 +80,7 @@ def sweeps() -> dict[str, Sweep]:
 def accuracy_by_rate(results: Results) -> Figure:
     """Accuracy over the learning rate, and each optimizer's band of good rates."""
     span = {"the lesson's 0.001 to 0.1": (LOW, HIGH)}
-    axes = {"x": "learning_rate", "xscale": "log", "ylim": (0, 1.0)}
+    axes: Any = {"x": "learning_rate", "xscale": "log", "ylim": (0, 1.0)}
     hue, note = by("optimizer", OPTIMIZERS), f"bars: validation accuracy within {BAND:g} of the best, circle: the best"
     curves = lines(results, DATA, "test/accuracy", hue=hue, span=span, also=_momentum_line, **axes)
     bands = [Panel(partial(_draw_bands, table=panel.runs[0])) for panel in curves]

@@ -41,7 +41,7 @@ from dlexp.study import (
     train_minus_test,
 )
 from dlexp.sweep import grid
-from dlexp.types import Config, Experiment, Hyper, Key, Learner, Metrics, PyTree, Sweep
+from dlexp.types import Config, Experiment, Hyper, Key, Learner, Metrics, Model, PyTree, Sweep
 
 RATES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8)
 LESSON_RATES = (0.2, 0.5)
@@ -57,22 +57,23 @@ def network(config: Config, num_steps: int) -> Learner:
         model, losses.softmax_cross_entropy, optim.adam(), mnist1d.load(), batch_size=100, sweep_num_train=True
     )
 
-    def evaluate(key: Key, hyper: Hyper, data: Dataset, state: learners.State) -> Metrics:
+    def misused(key: Key, hyper: Hyper, data: Dataset, state: learners.State) -> Metrics:
         assert data.test is not None
-        variables, (inputs, labels) = {"params": state.params}, data.test
-        neither, _ = unscaled.apply(variables, hyper, inputs, key=key, train=False)
-        scaled, _ = model.apply(variables, hyper, inputs, key=key, train=False)
-        lesioned = {name: {"params": without_half(state.params, key, factor)} for name, factor in LESIONS.items()}
-        cut = {name: model.apply(params, hyper, inputs, key=key, train=False)[0] for name, params in lesioned.items()}
+        inputs, labels = data.test
+
+        def outputs(model: Model, params: PyTree) -> jax.Array:
+            return model.apply({"params": params}, hyper, inputs, key=key, train=False)[0]
+
+        scaled, neither = (outputs(each, state.params) for each in (model, unscaled))
+        cut = {name: outputs(model, without_half(state.params, key, factor)) for name, factor in LESIONS.items()}
         return {
-            **plain.evaluate(key, hyper, data, state),
             "unscaled/accuracy": losses.accuracy(neither, labels).mean(),
             "unscaled/loss": losses.softmax_cross_entropy(neither, labels).mean(),
             "unscaled/ratio": jnp.abs(neither).mean() / jnp.abs(scaled).mean(),
             **{f"lesion/{name}": losses.accuracy(outputs, labels).mean() for name, outputs in cut.items()},
         }
 
-    return plain._replace(evaluate=evaluate)
+    return learners.measuring(plain, misused)
 
 
 def without_half(params: PyTree, key: Key, factor: float) -> PyTree:
@@ -99,8 +100,8 @@ def sweeps() -> dict[str, Sweep]:
 
 def accuracy_by_rate(results: Results) -> Figure:
     """Accuracy and overfitting over the rate of dropout, by training size."""
-    look = {"hue": by("num_train", SIZES, "{} training examples"), "span": {"the lesson's 0.2 to 0.5": LESSON_RATES}}
-    draw = partial(lines, results, "rates", x="dropout_rate", xlabel="dropout rate p", **look)
+    hue, span = by("num_train", SIZES, "{} training examples"), {"the lesson's 0.2 to 0.5": LESSON_RATES}
+    draw = partial(lines, results, "rates", x="dropout_rate", hue=hue, span=span, xlabel="dropout rate p")
     return side_by_side(
         draw(at_best("test/accuracy"), ylim=(0, 0.8), title="On new data"),
         draw(train_minus_test(), ylabel="training minus test accuracy", ylim=(0, None), title="Overfitting"),
@@ -113,11 +114,13 @@ def scaling_and_lesion(results: Results) -> Figure:
     rules = {"scaled by 1 - p at inference": at_best("test/loss"), "scaled nowhere": at_best("unscaled/loss")}
     theory = {"theory: 1 / (1 - p)^2": lambda rates: (1 - rates) ** -2}
     cut = {"all units": "test/accuracy", "half of them, doubled": "lesion/doubled", "half of them": "lesion/kept"}
-    ratio = {"ylabel": "size of the logits, unscaled / scaled", "title": "Too large by this factor", "yscale": "log"}
-    units = {"ylabel": "test accuracy", "title": "Units cut out, 1000 examples", "ylim": (0, 0.8)}
+    ratio: dict[str, Any] = {"ylabel": "size of the logits, unscaled / scaled", "yscale": "log", "theory": theory}
+    units: dict[str, Any] = {"ylabel": "test accuracy", "title": "Units cut out, 1000 examples", "ylim": (0, 0.8)}
     return side_by_side(
         draw("classic", rules, ylabel="test loss (nats)", ylim=(0, 10), title="The same weights, two rules"),
-        draw("classic", {"measured": at_best("unscaled/ratio")}, theory=theory, first_color=1, **ratio),
+        draw(
+            "classic", {"measured": at_best("unscaled/ratio")}, first_color=1, title="Too large by this factor", **ratio
+        ),
         draw("rates", {name: at_best(metric, failed=0.1) for name, metric in cut.items()}, first_color=2, **units),
         width=4.7,
         height=4.0,
