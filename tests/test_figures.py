@@ -139,3 +139,12 @@ def test_early_stopping_keeps_the_best_before_its_patience_ends():
             np.testing.assert_array_equal(statistics.stopped_at(table, by, patience), places)
         measured = stopped("test/accuracy", by="validation/accuracy", patience=patience).of(table)
         np.testing.assert_array_equal(measured, 10 * scores[[0, 1], places])
+
+
+def test_a_legend_below_names_each_entry_of_all_panels_once():
+    table = table_of({"a": lambda p, seed: p, "b": lambda p, seed: p}, p=[1, 2])
+    panels = [lines(table, None, {name: name, "a": "a"}, x="p") for name in ("a", "b")]
+    figure = side_by_side(*panels, legend="below")
+    (legend,) = figure.legends
+    assert sorted(text.get_text() for text in legend.get_texts()) == ["a", "b"]
+    assert all(axes.get_legend() is None for axes in figure.axes)

@@ -307,7 +307,7 @@ def test_grids_that_do_not_fit_the_learner_are_refused(devices, declared, option
 
 
 def test_a_plan_knows_what_it_will_cost(devices):
-    plan = plan_of(grid(hyper={"learning_rate": (0.1, 0.2)}, seeds=3), devices)
+    plan = plan_of(grid(config={"optimizer": ("sgd",)}, hyper={"learning_rate": (0.1, 0.2)}, seeds=3), devices)
     (group,) = plan.groups
     assert (group.num_runs, plan.num_runs) == (6, 6)
     assert group.num_params == 64 * 8 + 8 + 8 * 10 + 10
