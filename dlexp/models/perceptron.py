@@ -189,14 +189,11 @@ def mlp(
       ValueError: on a choice or a number that is none of these.
     """
     hidden_widths = _hidden_widths(width, num_layers, widths)
-    if residual and len(set(hidden_widths)) > 1:
-        raise ValueError(f"mlp: residual layers need equal widths, got {list(hidden_widths)}")
+    _check_branches(hidden_widths, residual, scaled_branches)
     _check_choices(activation, normalization, placement, dropout)
     chosen = block or partial(
         dense_block, activation=activation, normalization=normalization, placement=placement, dropout=dropout
     )
-    if scaled_branches and not residual:
-        raise ValueError("mlp: scaled_branches needs residual=True")
     if preactivation:
         if block or dropout != "none" or placement != "before":
             raise ValueError("mlp: preactivation goes with no own block, no dropout and no other placement")
@@ -214,6 +211,20 @@ def mlp(
     )
     model = from_linen(module, {**swept, **(hyper or {})}, initializer=initializer)
     return model if block or not hidden_widths else _with_first_layer_marked(model)
+
+
+def _check_branches(hidden_widths: Sequence[int], residual: bool, scaled_branches: bool) -> None:
+    if residual and len(set(hidden_widths)) > 1:
+        raise ValueError(f"mlp: residual layers need equal widths, got {list(hidden_widths)}")
+    if scaled_branches and not residual:
+        raise ValueError("mlp: scaled_branches needs residual=True")
+
+
+def _check_choices(activation: str, normalization: str, placement: str, dropout: str) -> None:
+    layers.activation_function(activation)
+    check_choice("mlp", "normalization", normalization, layers.NORMALIZATIONS)
+    check_choice("mlp", "placement", placement, ("before", "after"))
+    check_choice("mlp", "dropout", dropout, layers.DROPOUTS)
 
 
 def _hidden_widths(width: int | None, num_layers: int | None, widths: Sequence[int] | None) -> tuple[int, ...]:
@@ -234,13 +245,6 @@ def _hidden_widths(width: int | None, num_layers: int | None, widths: Sequence[i
         if not isinstance(value, int) or not 1 <= value <= 10**6:
             raise ValueError(f"mlp: widths must be integers in [1, 1000000], got {value!r}")
     return given
-
-
-def _check_choices(activation: str, normalization: str, placement: str, dropout: str) -> None:
-    layers.activation_function(activation)
-    check_choice("mlp", "normalization", normalization, layers.NORMALIZATIONS)
-    check_choice("mlp", "placement", placement, ("before", "after"))
-    check_choice("mlp", "dropout", dropout, layers.DROPOUTS)
 
 
 def _with_first_layer_marked(model: Model) -> Model:
