@@ -132,13 +132,14 @@ def sgd(schedule: Schedule | None = None) -> Optimizer:
 def rmsprop(schedule: Schedule | None = None) -> Optimizer:
     """Returns RMSprop: `v <- decay v + (1 - decay) g^2`, `w <- w - learning_rate g / (sqrt v + eps)`.
 
-    The first step is `learning_rate / sqrt(1 - decay)` long. Swept with defaults: `decay` 0.9, `eps` 1e-8.
+    The first step is `learning_rate / sqrt(1 - decay)` long. Swept with defaults: `decay` 0.9, `eps` 1e-8. A gradient
+    whose square overflows (in float32 from 1.8e19 on) makes the weights NaN, and the run counts as lost.
     Source: Tieleman and Hinton, "Lecture 6.5: RMSProp", 2012.
     """
     hyper = {"decay": _DECAY._replace(default=0.9), "eps": _POSITIVE._replace(default=1e-8)}
 
     def direction(values: Hyper) -> optax.GradientTransformation:
-        return optax.scale_by_rms(values["decay"], values["eps"], eps_in_sqrt=False)
+        return _lost_at_overflow(optax.scale_by_rms(values["decay"], values["eps"], eps_in_sqrt=False))
 
     return _with_learning_rate(hyper, direction, schedule)
 
@@ -149,7 +150,8 @@ def adamw(
     """Returns Adam with decoupled weight decay: `w <- w - learning_rate (m / (sqrt v + eps) + weight_decay w)`.
 
     Swept with defaults: `b1` 0.9, `b2` 0.999, `eps` 1e-8, `weight_decay`. Without `bias_correction` m and v are
-    used as they are; on a constant gradient the first step is then `(1 - b1) / sqrt(1 - b2)` times too long.
+    used as they are; on a constant gradient the first step is then `(1 - b1) / sqrt(1 - b2)` times too long. A gradient
+    whose square overflows (in float32 from 1.8e19 on) makes the weights NaN, and the run counts as lost.
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, https://arxiv.org/abs/1711.05101,
     in the form of Optax and PyTorch: a step decays by `learning_rate weight_decay`, where the paper's algorithm 2
     leaves the rate out.
@@ -164,7 +166,7 @@ def adamw(
 
     def direction(values: Hyper) -> optax.GradientTransformation:
         return optax.chain(
-            scale_by_adam(values["b1"], values["b2"], values["eps"]),
+            _lost_at_overflow(scale_by_adam(values["b1"], values["b2"], values["eps"])),
             optax.add_decayed_weights(values["weight_decay"]),
         )
 
@@ -179,20 +181,41 @@ def adam(schedule: Schedule | None = None, *, bias_correction: bool = True) -> O
     return adamw(schedule, default_weight_decay=0.0, bias_correction=bias_correction)
 
 
+class _Moments(NamedTuple):
+    """Means of gradients (mu) and of their squares (nu), named as in Optax."""
+
+    mu: optax.Updates
+    nu: optax.Updates
+
+
 def _scale_by_uncorrected_adam(b1: jax.Array, b2: jax.Array, eps: jax.Array) -> optax.GradientTransformation:
-    def init(params: optax.Params) -> tuple[optax.Updates, optax.Updates]:
-        return jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params)
+    def init(params: optax.Params) -> _Moments:
+        return _Moments(jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
 
     def update(
-        grads: optax.Updates, moments: tuple[optax.Updates, optax.Updates], params: optax.Params | None = None
-    ) -> tuple[optax.Updates, tuple[optax.Updates, optax.Updates]]:
+        grads: optax.Updates, moments: _Moments, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, _Moments]:
         del params
-        first = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, moments[0], grads)
-        second = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, moments[1], grads)
-        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), first, second)
-        return updates, (first, second)
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, moments.mu, grads)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, moments.nu, grads)
+        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu), _Moments(mu, nu)
 
     return optax.GradientTransformation(init, update)
+
+
+def _lost_at_overflow(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The transformation, whose updates are NaN where the mean of squares in its state (`nu`) is infinite.
+
+    Divided by infinity they would be 0: the run would stand still for ever and look healthy.
+    """
+
+    def update(
+        grads: optax.Updates, opt_state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return jax.tree.map(lambda u, v: u + 0.0 * v, updates, opt_state.nu), opt_state
+
+    return optax.GradientTransformation(tx.init, update)
 
 
 def add_decayed_weights(penalty: str = "l2_penalty") -> Optimizer:
@@ -210,10 +233,30 @@ def add_decayed_weights(penalty: str = "l2_penalty") -> Optimizer:
 def clip_by_global_norm() -> Optimizer:
     """Returns `g <- g min(1, clip_norm / |g|)`, |g| over all parameters together; it stands first in a chain.
 
+    The direction is kept whatever the norm, also where its square overflows. A number that is not finite becomes NaN.
     Source: Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", 2013,
     algorithm 1, https://arxiv.org/abs/1211.5063.
     """
-    return Optimizer({"clip_norm": _POSITIVE}, lambda hyper: optax.clip_by_global_norm(hyper["clip_norm"]))
+
+    def make_tx(values: Hyper) -> optax.GradientTransformation:
+        return optax.stateless(lambda grads, params: _with_norm_at_most(grads, values["clip_norm"]))
+
+    return Optimizer({"clip_norm": _POSITIVE}, make_tx)
+
+
+def _with_norm_at_most(grads: optax.Updates, clip_norm: jax.Array) -> optax.Updates:
+    """`g min(1, clip_norm / |g|)`; all is divided by the largest number first, so that no square overflows.
+
+    The divisor is one whose inverse is a normal number, because XLA may multiply by the inverse.
+    """
+    leaves = jax.tree.leaves(grads)
+    largest = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in leaves]).max() if leaves else jnp.zeros(())
+    smallest_normal = float(jnp.finfo(largest.dtype).tiny)
+    largest = jnp.clip(largest, smallest_normal, 1 / smallest_normal)
+    scaled = jax.tree.map(lambda leaf: leaf / largest, grads)
+    norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(scaled)))  # in units of the largest
+    is_short = largest * norm <= clip_norm
+    return jax.tree.map(lambda leaf, unit: jnp.where(is_short, leaf, unit * (clip_norm / norm)), grads, scaled)
 
 
 def clip_by_value() -> Optimizer:
@@ -225,13 +268,16 @@ def chain(*optimizers: Optimizer) -> Optimizer:
     """Returns the optimizers one after another, with all their swept numbers.
 
     Raises:
-      ValueError: where two of them read the same name with different ranges.
+      ValueError: where two of them read the same name.
     """
     hyper: dict[str, Range] = {}
     for optimizer in optimizers:
-        for name, legal in optimizer.hyper.items():
-            if hyper.setdefault(name, legal) != legal:
-                raise ValueError(f"chain: two optimizers read {name!r} with different ranges; rename one of them")
+        for name in sorted(optimizer.hyper.keys() & hyper.keys()):
+            raise ValueError(
+                f"chain: two optimizers both read {name!r} and would share its values; give one of them a name of its "
+                f"own, such as renamed(optimizer, {name}='second_{name}')"
+            )
+        hyper |= optimizer.hyper
     return Optimizer(hyper, lambda values: optax.chain(*(each.make_tx(values) for each in optimizers)))
 
 

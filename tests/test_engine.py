@@ -312,7 +312,7 @@ def test_segments_of_any_length_give_the_same_numbers(devices, monkeypatch):
 def test_the_first_evaluation_is_the_same_in_a_call_of_its_own_and_with_the_first_steps(devices, monkeypatch):
     rates = grid(hyper={"learning_rate": (0.01, 1e30)})
     own = finished(rates, devices, num_steps=4)
-    monkeypatch.setattr(engine, "EVALUATED_ALONE", 0)
+    monkeypatch.setattr(engine, "CHUNKS_EVALUATED_ALONE", 0)
     together = finished(rates, devices, num_steps=4)
     for key, (chunk, row) in own.items():
         other, _ = together[key]

@@ -78,26 +78,6 @@ def test_overlaid_panels_share_their_axes_and_count_the_runs_of_all():
     assert overlaid(lines(table, None, "c", x="step")) == []
 
 
-def test_a_metric_made_from_others_is_selected_and_measured_like_them():
-    table = table_of({"a": lambda p, seed: p + seed, "b": lambda p, seed: 2}, p=[1, 2])
-    more = with_metric(table, "ratio", lambda runs: runs.curves("a") / runs.curves("b"))
-    np.testing.assert_array_equal(last("ratio").of(more.select(p=2)), [1.0, 1.5])
-    assert "ratio" not in table.metrics
-
-
-def test_early_stopping_keeps_the_best_before_its_patience_ends():
-    frame = pd.DataFrame([{"seed": seed, "status": "ok", "run_id": str(seed)} for seed in (0, 1)])
-    scores = np.array([[0.1, 0.3, 0.2, 0.3, 0.5], [0.5, 0.4, 0.6, 0.1, 0.2]])
-    metrics = {"validation/accuracy": scores, "validation/loss": -scores, "test/accuracy": 10 * scores}
-    table = Table("main", (Part(frame, metrics),), (), num_steps=4, num_evals=4)
-    kept = {1: [1, 0], 2: [1, 2], 3: [4, 2], np.inf: [4, 2]}
-    for patience, places in kept.items():
-        for by in ("validation/accuracy", "validation/loss"):
-            np.testing.assert_array_equal(statistics.stopped_at(table, by, patience), places)
-        measured = stopped("test/accuracy", by="validation/accuracy", patience=patience).of(table)
-        np.testing.assert_array_equal(measured, 10 * scores[[0, 1], places])
-
-
 def test_one_legend_serves_panels_whose_entries_one_of_them_has():
     table = table_of({"a": lambda p, seed: p, "b": lambda p, seed: 10 * p}, p=[1, 2])
     hue, mark = {"low": {"p": 1}, "high": {"p": 2}}, {"a mark": 1.0}
@@ -139,3 +119,32 @@ def test_layers_have_whole_numbers():
     axes = Figure().subplots()
     panel.draw(axes)
     assert all(float(place).is_integer() for place in axes.get_xticks())
+
+
+def test_a_metric_made_from_others_is_selected_and_measured_like_them():
+    table = table_of({"a": lambda p, seed: p + seed, "b": lambda p, seed: 2}, p=[1, 2])
+    more = with_metric(table, "ratio", lambda runs: runs.curves("a") / runs.curves("b"))
+    np.testing.assert_array_equal(last("ratio").of(more.select(p=2)), [1.0, 1.5])
+    assert "ratio" not in table.metrics
+
+
+def test_early_stopping_keeps_the_best_before_its_patience_ends():
+    frame = pd.DataFrame([{"seed": seed, "status": "ok", "run_id": str(seed)} for seed in (0, 1)])
+    scores = np.array([[0.1, 0.3, 0.2, 0.3, 0.5], [0.5, 0.4, 0.6, 0.1, 0.2]])
+    metrics = {"validation/accuracy": scores, "validation/loss": -scores, "test/accuracy": 10 * scores}
+    table = Table("main", (Part(frame, metrics),), (), num_steps=4, num_evals=4)
+    kept = {1: [1, 0], 2: [1, 2], 3: [4, 2], np.inf: [4, 2]}
+    for patience, places in kept.items():
+        for by in ("validation/accuracy", "validation/loss"):
+            np.testing.assert_array_equal(statistics.stopped_at(table, by, patience), places)
+        measured = stopped("test/accuracy", by="validation/accuracy", patience=patience).of(table)
+        np.testing.assert_array_equal(measured, 10 * scores[[0, 1], places])
+
+
+def test_a_legend_below_names_each_entry_of_all_panels_once():
+    table = table_of({"a": lambda p, seed: p, "b": lambda p, seed: p}, p=[1, 2])
+    panels = [lines(table, None, {name: name, "a": "a"}, x="p") for name in ("a", "b")]
+    figure = side_by_side(*panels, legend="below")
+    (legend,) = figure.legends
+    assert sorted(text.get_text() for text in legend.get_texts()) == ["a", "b"]
+    assert all(axes.get_legend() is None for axes in figure.axes)

@@ -282,6 +282,21 @@ def test_a_residual_block_of_zeros_is_the_identity():
     np.testing.assert_array_equal(outputs(deep, variables, inputs), outputs(plain, shallow, inputs))
 
 
+@pytest.mark.parametrize(("normalization", "axis"), [("batch", -1), ("batch", 0), ("layer", -1), ("layer", 0)])
+@pytest.mark.parametrize("offset", [0.0, 1000.0, 4096.0, -1e5])
+def test_inputs_far_from_zero_are_normalized_to_mean_zero_and_deviation_one(normalization, axis, offset):
+    class Normalized(nn.Module):
+        @nn.compact
+        def __call__(self, inputs):
+            return layers.normalize(inputs, normalization, True, axis)
+
+    inputs = offset + jnp.where(jax.random.bernoulli(KEY, shape=(256, 256)), 1.0, -1.0)
+    outputs, _ = Normalized().init_with_output(KEY, inputs)
+    over = (axis if normalization == "layer" else -1 - axis) % 2
+    np.testing.assert_allclose(outputs.std(axis=over), 1.0, atol=0.01)
+    np.testing.assert_allclose(outputs.mean(axis=over), 0.0, atol=0.02)  # a mean of 1e5 has steps of 0.008
+
+
 def test_batch_normalized_layers_do_not_see_the_scale_of_their_weights():
     model = models.mlp(width=32, num_layers=2, num_outputs=3, normalization="batch")
     inputs = jax.random.normal(KEY, (64, 10))

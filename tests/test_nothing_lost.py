@@ -347,8 +347,8 @@ def test_a_signal_ends_after_the_segment_with_the_state_kept(tmp_path, monkeypat
     whole = api.run(LONG, scale="smoke", out=tmp_path / "whole", console=Console(quiet=True))
     advanced, calls = training.Display.advanced, []
 
-    def signalled(display, run_steps, num_nonfinite):
-        advanced(display, run_steps, num_nonfinite)
+    def signalled(display, run_steps, num_nonfinite, num_runs):
+        advanced(display, run_steps, num_nonfinite, num_runs)
         calls.append(run_steps)
         if len(calls) == 25:
             os.kill(os.getpid(), number)

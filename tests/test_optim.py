@@ -8,9 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from dlexp import optim
+from dlexp import learners, losses, models, optim
+from dlexp.data import Dataset, Split
 from dlexp.ops.choices import with_choices
+from dlexp.sweep import grid
 from dlexp.theory import optimizers as theory
+from tests.conftest import finished
 
 
 def values(optimizer, **given):
@@ -169,11 +172,78 @@ def test_a_schedule_scales_the_steps_of_every_optimizer():
     np.testing.assert_allclose(steps, expected, rtol=1e-6)
 
 
-def test_optimizers_that_disagree_on_a_name_are_refused():
-    with pytest.raises(ValueError, match="rename one"):
-        optim.chain(optim.sgd(), optim.momentum())
+def test_an_optimizer_of_no_known_name_is_refused():
     with pytest.raises(ValueError, match="sgd, momentum, rmsprop, adam, adamw"):
         optim.from_name("lion")
+
+
+def test_a_chain_of_optimizers_that_would_share_a_number_is_refused_and_new_names_part_them():
+    with pytest.raises(ValueError, match=r"both read 'learning_rate' .* renamed\(optimizer, learning_rate='second_lea"):
+        optim.chain(optim.sgd(), optim.sgd())
+    parted = optim.chain(
+        optim.add_decayed_weights(), optim.renamed(optim.add_decayed_weights(), l2_penalty="other"), optim.sgd()
+    )
+    assert set(parted.hyper) == {"l2_penalty", "other", "learning_rate", "momentum"}
+
+
+@pytest.mark.parametrize("length", [1e-30, 1e-3, 1.0, 1e19, 1e30, 6e37])
+@pytest.mark.parametrize("clip_norm", [1e-35, 1.0, 1e30])
+def test_clipping_by_norm_keeps_the_direction_at_every_length_that_float32_has(length, clip_norm):
+    tx = optim.clip_by_global_norm().make_tx({"clip_norm": jnp.float32(clip_norm)})
+    grads = {"w": jnp.array([3.0, 4.0], jnp.float32) * jnp.float32(length), "b": jnp.zeros((3, 0), jnp.float32)}
+    clipped = tx.update(grads, tx.init(None))[0]["w"]
+    norm = min(clip_norm, 5 * length)
+    np.testing.assert_allclose(np.asarray(clipped, np.float64) / norm, [0.6, 0.8], rtol=1e-6)
+
+
+def test_clipping_by_norm_keeps_zeros_and_shows_gradients_that_are_not_finite():
+    tx = optim.clip_by_global_norm().make_tx({"clip_norm": jnp.float32(1)})
+    np.testing.assert_array_equal(tx.update(jnp.zeros(3), tx.init(None))[0], np.zeros(3))
+    for lost in (np.inf, np.nan):
+        assert np.isnan(tx.update(jnp.array([lost, 1.0]), tx.init(None))[0][0])
+
+
+def trained_on_huge_inputs(optimizer, devices, **swept):
+    """A linear model of inputs around 1e10, from zero: gradients of 1e21, whose squares overflow."""
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(64, 3)) * 1e10
+    data = Dataset(Split(inputs, inputs @ [1.0, 2.0, 3.0]))
+    model = models.mlp(width=1, num_layers=1, num_outputs=1)
+    each = learners.supervised(model, losses.squared_error, optimizer, data, batch_size=None)
+    runs = grid(hyper={"init_scale": (0.0,), **swept})
+    rows = finished(runs, devices, make_learner=lambda config, num_steps: each, num_steps=30, num_evals=1)
+    ((chunk, row),) = rows.values()
+    return chunk.status[row], chunk.metrics["train/loss"][row]
+
+
+def test_a_clipped_regression_of_huge_inputs_descends_and_adam_counts_it_as_lost(devices):
+    clipped = optim.chain(optim.clip_by_global_norm(), optim.sgd())
+    status, losses_ = trained_on_huge_inputs(clipped, devices, learning_rate=(0.1,), clip_norm=(1.0,))
+    assert status == "ok"
+    np.testing.assert_allclose(losses_, [1.3403e21, 5.4293e19], rtol=1e-4)
+    status, losses_ = trained_on_huge_inputs(optim.adam(), devices, learning_rate=(0.1,))
+    assert status == "nonfinite"
+    assert np.isnan(losses_[1])
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [optim.rmsprop(), optim.adam(), optim.adamw(), optim.adam(bias_correction=False)],
+    ids=["rmsprop", "adam", "adamw", "uncorrected"],
+)
+def test_a_gradient_whose_square_overflows_makes_the_weights_nan_and_one_whose_square_underflows_keeps_its_direction(
+    optimizer,
+):
+    tx = optimizer.make_tx(values(optimizer, learning_rate=0.1))
+    params = jnp.zeros(3, jnp.float32)
+    update = jax.jit(tx.update)
+    (huge, _), (tiny, _) = (
+        update(jnp.array(grads, jnp.float32), tx.init(params), params)
+        for grads in ([1e21, 1.0, -1.0], [3e-25, 4e-25, 0])
+    )
+    assert np.isnan(huge[0])
+    assert np.isfinite(huge[1:]).all()
+    np.testing.assert_allclose(tiny / jnp.linalg.norm(tiny * 1e15) * 1e15, [-0.6, -0.8, 0], rtol=1e-5)
 
 
 def test_clipping_by_norm_keeps_the_direction_and_by_value_turns_it():

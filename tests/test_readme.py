@@ -15,9 +15,9 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_the_own_experiment_is_complete_in_40_lines_and_runs_outside_the_repository(tmp_path):
+def test_the_own_experiment_is_complete_in_25_lines_and_runs_outside_the_repository(tmp_path):
     code = next(block for block in blocks("python") if "EXPERIMENT =" in block)
-    assert len(code.splitlines()) <= 40
+    assert len(code.splitlines()) <= 25
     (tmp_path / "width.py").write_text(code)
     done = subprocess.run([sys.executable, "width.py", "--scale=smoke"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -62,7 +62,7 @@ def test_a_grid_is_walked_by_seed_in_the_same_order_within_each():
         seeds = list(dict.fromkeys(run.seed for run in by_seed))
         assert by_seed == [run for seed in seeds for run in runs if run.seed == seed]
         assert len(by_seed) == len(runs)
-        assert declared.numbered(family).seeds_by_runs == counts
+        assert declared.numbered(family).seeds_with_num_runs == counts
         assert declared.num_runs(family) == len(runs)
 
 
@@ -95,7 +95,7 @@ def test_the_runs_of_a_union_are_those_of_its_blocks_each_once(blocks):
     assert sorted(map(str, by_seed)) == sorted(map(str, expected.values()))
     assert len(list(itertools.groupby(run.seed for run in by_seed))) == len({run.seed for run in by_seed})
     num_runs = Counter(Counter(run.seed for run in expected.values()).values())
-    assert declared.numbered(family).seeds_by_runs == num_runs
+    assert declared.numbered(family).seeds_with_num_runs == num_runs
 
 
 class Values(tuple):
@@ -307,7 +307,7 @@ def test_grids_that_do_not_fit_the_learner_are_refused(devices, declared, option
 
 
 def test_a_plan_knows_what_it_will_cost(devices):
-    plan = plan_of(grid(hyper={"learning_rate": (0.1, 0.2)}, seeds=3), devices)
+    plan = plan_of(grid(config={"optimizer": ("sgd",)}, hyper={"learning_rate": (0.1, 0.2)}, seeds=3), devices)
     (group,) = plan.groups
     assert (group.num_runs, plan.num_runs) == (6, 6)
     assert group.num_params == 64 * 8 + 8 + 8 * 10 + 10

@@ -307,7 +307,7 @@ def test_the_fastest_turn_counts_and_a_long_training_has_more_of_them():
             self.turns += 1
             return dict.fromkeys(layouts, 100.0 if self.turns == 2 else 50.0)
 
-    for seconds, num_turns in ((0.0, tuning.TURNS), (60.0, tuning.MOST_TURNS)):
+    for seconds, num_turns in ((0.0, tuning.TURNS), (60.0, tuning.MAX_TURNS)):
         bench = Disturbed()
         assert tuning._in_turn(bench, [Layout(1), Layout(2)], seconds) == {Layout(1): 100.0, Layout(2): 100.0}
         assert bench.turns == num_turns
@@ -332,13 +332,13 @@ def test_a_group_that_pays_is_timed_and_the_fastest_layout_kept(devices, monkeyp
     assert tuning.tuned(short, devices, [6], tell=said.append) == short
     assert not said  # 20 steps are over before anything is compiled
     monkeypatch.setattr(tuning, "WORTH_SECONDS", 0.0)
-    monkeypatch.setattr(tuning, "SHARE", 10.0)
+    monkeypatch.setattr(tuning, "MAX_SHARE", 10.0)
     tuned = tuning.tuned(plan, devices, [6], tell=said.append)
     (group,) = tuned.groups
     assert "about" in said[0]
     assert len(group.measured.rates) >= 4
     fastest = max(group.measured.rates.values())
-    assert group.measured.rates[str(group.layout)] * (tuning.GAIN + 0.01) * 2 > fastest  # padding counts, too
+    assert group.measured.rates[str(group.layout)] * (tuning.LEAST_GAIN + 0.01) * 2 > fastest  # padding counts, too
     again = plan_of(kind, devices, num_steps=50_000)
     assert again.groups[0].layout == group.layout  # from the disk
     assert tuning.tuned(again, devices, [6]) == again

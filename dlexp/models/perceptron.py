@@ -191,22 +191,18 @@ def mlp(
     hidden_widths = _hidden_widths(width, num_layers, widths)
     if residual and len(set(hidden_widths)) > 1:
         raise ValueError(f"mlp: residual layers need equal widths, got {list(hidden_widths)}")
-    layers.activation_function(activation)
-    check_choice("mlp", "normalization", normalization, layers.NORMALIZATIONS)
-    check_choice("mlp", "placement", placement, ("before", "after"))
-    check_choice("mlp", "dropout", dropout, layers.DROPOUTS)
-    if scaled_branches and not residual:
-        raise ValueError("mlp: scaled_branches needs residual=True")
-    if preactivation and (block or dropout != "none" or placement != "before"):
-        raise ValueError("mlp: preactivation goes with no own block, no dropout and no other placement")
+    _check_choices(activation, normalization, placement, dropout)
     chosen = block or partial(
         dense_block, activation=activation, normalization=normalization, placement=placement, dropout=dropout
     )
+    if scaled_branches and not residual:
+        raise ValueError("mlp: scaled_branches needs residual=True")
     if preactivation:
+        if block or dropout != "none" or placement != "before":
+            raise ValueError("mlp: preactivation goes with no own block, no dropout and no other placement")
         chosen = partial(preactivation_block, activation=activation, normalization=normalization)
-    swept = {} if dropout == "none" else {"dropout_rate": DROPOUT_RATE}
-    if scaled_branches:
-        swept["branch_scale"] = Range(0.0)
+    swept = {"dropout_rate": DROPOUT_RATE} if dropout != "none" else {}
+    swept |= {"branch_scale": Range(0.0)} if scaled_branches else {}
     module = _MLP(
         first_block=_linear_block if preactivation else chosen,
         block=chosen,
@@ -238,6 +234,13 @@ def _hidden_widths(width: int | None, num_layers: int | None, widths: Sequence[i
         if not isinstance(value, int) or not 1 <= value <= 10**6:
             raise ValueError(f"mlp: widths must be integers in [1, 1000000], got {value!r}")
     return given
+
+
+def _check_choices(activation: str, normalization: str, placement: str, dropout: str) -> None:
+    layers.activation_function(activation)
+    check_choice("mlp", "normalization", normalization, layers.NORMALIZATIONS)
+    check_choice("mlp", "placement", placement, ("before", "after"))
+    check_choice("mlp", "dropout", dropout, layers.DROPOUTS)
 
 
 def _with_first_layer_marked(model: Model) -> Model:

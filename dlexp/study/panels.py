@@ -33,7 +33,7 @@ def side_by_side(
     *panels: Panel | Sequence[Panel],
     note: str = "",
     lost: str = GUESS,
-    legend: bool = True,
+    legend: bool | str = True,
     num_rows: int = 1,
     width: float = 5.6,
     height: float = 4.2,
@@ -47,7 +47,7 @@ def side_by_side(
       panels: panels, or lists of them as `lines` returns.
       note: what the note says besides.
       lost: what a run without a finite value was counted as, in words.
-      legend: whether there is one.
+      legend: whether there is one; "below" puts the entries of all panels below the figure, where none has room inside.
       num_rows: rows of panels.
       width: of one panel, in inches.
       height: of one panel, in inches.
@@ -69,7 +69,9 @@ def side_by_side(
         axes.set_axis_off()
     counted = _counts([table for panel in flat for table in panel.runs], lost)
     text = "; ".join(filter(None, [counted, note]))
-    if not (legend and _shared_legend(figure, grid[: len(flat)], text)):
+    if legend == "below":
+        style.legend_below(figure, *grid[: len(flat)], note=text)
+    elif not (legend and _shared_legend(figure, grid[: len(flat)], text)):
         style.note(figure, text)
     return figure
 
@@ -102,7 +104,7 @@ def _shared_legend(figure: Figure, panels: Sequence[Axes], text: str) -> bool:
         and len(entries) > 1
         and all(set(each) <= set(entries[fullest]) for each in entries.values())
     ):
-        style.legend_below(figure, fullest, text)
+        style.legend_below(figure, fullest, note=text)
         return True
     for axes in entries:
         axes.legend(fontsize=9)

@@ -152,9 +152,10 @@ def theory_line(axes: Axes, x: Sequence[float] | np.ndarray, y: Sequence[float] 
     axes.plot(x, y, color="black", linestyle="--", linewidth=1.5, label=label, zorder=3)
 
 
-def legend_below(figure: Figure, axes: Axes, note: str = "") -> None:
-    """Puts one legend for all axes under the figure, with a note (such as `counts`) above its entries."""
-    handles, labels = axes.get_legend_handles_labels()
+def legend_below(figure: Figure, *axes: Axes, note: str = "") -> None:
+    """Puts one legend of these axes' entries under the figure, with a note (such as `counts`) above them."""
+    entries = {label: handle for each in axes for handle, label in zip(*each.get_legend_handles_labels(), strict=True)}
+    handles, labels = list(entries.values()), list(entries)
     columns = next((n for n in range(min(len(labels), 6), 1, -1) if _fits(figure, labels, n)), 1)
     title = _wrapped(figure, note)
     legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=title, title_fontsize=9)

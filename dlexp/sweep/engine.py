@@ -31,8 +31,8 @@ from dlexp.sweep.recorder import Recorder
 from dlexp.types import PyTree
 
 SEGMENT_SECONDS = 1.0  # between two looks at the progress; the steps of a call are an argument of the program
-UNDER_WAY = 2  # calls whose results are not waited for; JAX slows down from 32 of them on
-EVALUATED_ALONE = 3  # chunks of a group that begin with a call for their first evaluation, timed; others save that call
+MAX_CALLS_IN_FLIGHT = 2  # more calls are not begun before the oldest has ended; JAX slows down from 32 of them on
+CHUNKS_EVALUATED_ALONE = 3  # so many chunks of a group evaluate step 0 in a call of its own, which is timed
 _LOOK_AHEAD = 8  # groups that are compiled at most before the first of them is trained
 
 
@@ -288,7 +288,7 @@ class _Clock:
     @property
     def times_evaluations(self) -> bool:
         """Whether the first evaluation of a chunk is to be a call of its own, so that it can be timed."""
-        return self._num_chunks < EVALUATED_ALONE
+        return self._num_chunks < CHUNKS_EVALUATED_ALONE
 
     def started(self, evaluating: float | None = None) -> None:
         """A chunk began; its first evaluation took so many seconds, where it was a call of its own."""
@@ -323,14 +323,7 @@ def _train_chunk(
     carry = placed.programs.initialize(*chunk.arguments)
     saved = resume(name)
     if saved is None or not programs.fits(saved.carry, carry):  # or the code has changed since: it begins anew
-        start = -recorder.interval
-        if clock.times_evaluations or not chunk.num_steps:
-            jax.block_until_ready(carry)
-            ready = time.perf_counter()
-            start, carry = 0, advance(carry, start, 0, lambda: None)
-            clock.started(time.perf_counter() - ready)
-        else:
-            clock.started()  # the evaluation is in the call of the first steps
+        start, carry = _first_evaluation(chunk, recorder, clock, carry, advance)
     else:
         start, recorder.nonfinite_at, recorder.rows = saved.step, saved.nonfinite_at, saved.rows
         carry = programs.to_devices(saved.carry, carry)
@@ -361,6 +354,24 @@ def _train_chunk(
     )
 
 
+def _first_evaluation(
+    chunk: _Chunk, recorder: Recorder, clock: _Clock, carry: Carry, advance: Callable[..., Carry]
+) -> tuple[int, Carry]:
+    """Evaluates step 0 in a call of its own, which is timed, or leaves it to the call of the first steps.
+
+    Returns the `start` of the next call, and the carry.
+    """
+    start = programs.before_first_step(recorder.interval)
+    if chunk.num_steps and not clock.times_evaluations:
+        clock.started()
+        return start, carry
+    jax.block_until_ready(carry)
+    ready = time.perf_counter()
+    carry = advance(carry, start, 0, lambda: None)
+    clock.started(time.perf_counter() - ready)
+    return 0, carry
+
+
 def _advance(
     segment: Callable[..., tuple[Carry, Callable[[], list[Evaluation]]]],
     recorder: Recorder,
@@ -378,7 +389,7 @@ def _advance(
     for first, end in recorder.calls(start, stop, num_kept):
         carry, evaluations = segment(carry, first, end, recorder.interval)
         under_way.append((recorder.evaluated(first, end), evaluations))
-        if len(under_way) > UNDER_WAY:
+        if len(under_way) > MAX_CALLS_IN_FLIGHT:
             _record(recorder, *under_way.popleft())
     meanwhile()
     for each in under_way:

@@ -40,7 +40,7 @@ class Run(NamedTuple):
     seed: int
 
 
-class Family(NamedTuple):
+class GroupKey(NamedTuple):
     """The runs of a grid that one set of compiled programs can train: a config and a set of hyper names."""
 
     config: Mapping[str, Any]
@@ -80,7 +80,7 @@ class Grid(NamedTuple):
         found = dict.fromkeys(name for block in self.blocks for name in (*block.config, *block.hyper))
         return [*found, "seed"]
 
-    def families(self) -> Iterator[Family]:
+    def families(self) -> Iterator[GroupKey]:
         """Yields each pair of a config and a set of hyper names once."""
         seen = set()
         for block in self.blocks:
@@ -90,25 +90,25 @@ class Grid(NamedTuple):
                 key = (names, _config_key(config))
                 if key not in seen:
                     seen.add(key)
-                    yield Family(config, names)
+                    yield GroupKey(config, names)
 
-    def numbered(self, family: Family) -> Runs:
+    def numbered(self, family: GroupKey) -> Runs:
         """Returns the runs of one family by number; no value of an axis is looked at yet."""
-        return Runs(family.config, tuple(block for block in self.blocks if _has_family(block, family)))
+        return Runs(family.config, tuple(block for block in self.blocks if _has_group(block, family)))
 
-    def runs(self, family: Family, *, by_seed: bool = False) -> Iterator[Run]:
+    def runs(self, family: GroupKey, *, by_seed: bool = False) -> Iterator[Run]:
         """Yields the runs of one family, seeds fastest (slowest if by seed); one in several blocks once."""
         runs = self.numbered(family)
         for numbers in runs.numbers(by_seed=by_seed):
             yield from runs.at(numbers)
 
-    def run_ids(self, identity: Identity, family: Family) -> Iterator[str]:
+    def run_ids(self, identity: Identity, family: GroupKey) -> Iterator[str]:
         """Yields the `run_id` of each run of one family, in the order of `runs`; a million take about a second."""
         runs = self.numbered(family)
         for numbers in runs.numbers():
             yield from runs.ids(identity, numbers)
 
-    def num_runs(self, family: Family) -> int:
+    def num_runs(self, family: GroupKey) -> int:
         """Returns how many runs a family has."""
         return len(self.numbered(family))
 
@@ -137,10 +137,10 @@ class Runs:
         return self._starts[-1]
 
     def __len__(self) -> int:
-        return sum(runs * seeds for runs, seeds in self.seeds_by_runs.items())
+        return sum(runs * seeds for runs, seeds in self.seeds_with_num_runs.items())
 
     @cached_property
-    def seeds_by_runs(self) -> dict[int, int]:
+    def seeds_with_num_runs(self) -> dict[int, int]:
         """How many seeds have how many runs: `{number of runs: number of seeds that have that many}`.
 
         Nothing is walked where one block alone has the family.
@@ -261,7 +261,7 @@ def _hex_digests(begun: Any, texts: Iterable[bytes]) -> list[str]:
     return digests
 
 
-def _has_family(block: Block, family: Family) -> bool:
+def _has_group(block: Block, family: GroupKey) -> bool:
     return (
         tuple(sorted(block.hyper)) == family.hyper_names
         and block.config.keys() == family.config.keys()

@@ -14,6 +14,8 @@ from dlexp.ops.choices import SHARED
 
 DEFAULT_WIDTH = {"cpu": 8, "gpu": 512, "tpu": 512}  # runs vmapped on one device unless measured otherwise
 _WIDTH_ELSEWHERE = 64
+_SLOW_FLOPS = {"cpu": 2e10}  # floating-point operations a second and device that small networks reach at least
+_SLOW_FLOPS_ELSEWHERE = 1e12
 MAX_WIDTH_OF_SMALL = 128  # widest call on a CPU, for networks so small that a step of 128 runs fits the caches
 SMALL_BYTES = 8 * 2**20  # estimated intermediate values of a step of so many small networks, at most
 CACHED_BYTES = 24 * 2**20  # estimated intermediate values of a step on a CPU, beyond which its caches no longer help
@@ -99,27 +101,32 @@ def usual_width(platform: str) -> int:
     return DEFAULT_WIDTH.get(platform, _WIDTH_ELSEWHERE)
 
 
+def slow_flops(platform: str) -> float:
+    """Returns the floating-point operations a second that small networks reach at least on a device of a platform."""
+    return _SLOW_FLOPS.get(platform, _SLOW_FLOPS_ELSEWHERE)
+
+
 def _default_choices(choices: Collection[str]) -> tuple[tuple[str, str], ...]:
     """Where the first options are not the best: an update in one pass costs convolutions more than it gains."""
     return (("optimizer", compiler.PASSES),) if {"convolution", "optimizer"} <= set(choices) else ()
 
 
-def can_share_seeds(seeds_by_runs: Mapping[int, int], num_rows: int) -> bool:
+def can_share_seeds(seeds_with_num_runs: Mapping[int, int], num_rows: int) -> bool:
     """Returns whether most runs have a seed with so many runs that they fill at least half a call of `num_rows`.
 
     Args:
-      seeds_by_runs: number of runs -> number of seeds that have that many.
+      seeds_with_num_runs: number of runs -> number of seeds that have that many.
       num_rows: runs of a call on all devices.
     """
-    num_runs = sum(runs * seeds for runs, seeds in seeds_by_runs.items())
-    num_sharing = sum(runs * seeds for runs, seeds in seeds_by_runs.items() if 2 * runs >= num_rows)
+    num_runs = sum(runs * seeds for runs, seeds in seeds_with_num_runs.items())
+    num_sharing = sum(runs * seeds for runs, seeds in seeds_with_num_runs.items() if 2 * runs >= num_rows)
     return 2 * num_sharing > num_runs
 
 
-def with_equal_calls(layout: Layout, seeds_by_runs: Mapping[int, int], num_devices: int) -> Layout:
+def with_equal_calls(layout: Layout, seeds_with_num_runs: Mapping[int, int], num_devices: int) -> Layout:
     """Returns the layout, narrower where the runs of a call share a seed: then all calls of a seed are equally full."""
     if not layout.shares_seed:
         return layout
-    most = max(seeds_by_runs)
+    most = max(seeds_with_num_runs)
     num_calls = -(-most // (layout.width * num_devices))
     return layout._replace(width=-(-most // (num_calls * num_devices)))

@@ -1,4 +1,4 @@
-"""How fast programs were on this machine, and in which layout: kept in the user's cache folder, a file a program."""
+"""How fast programs were on this machine, and in which layout: one file a program in the user's cache folder."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from dlexp import keys
 from dlexp.ops import compiler
 from dlexp.ops.choices import OWN, SHARED, recording_choices
 from dlexp.sweep import contract, cost, layouts, machine, pace
-from dlexp.sweep.grids import Family, Identity, Run, Runs
+from dlexp.sweep.grids import GroupKey, Identity, Run, Runs
 from dlexp.sweep.layouts import Layout
 from dlexp.sweep.pace import Measured
 from dlexp.types import Learner, Measurement, Range, Sweep, rounded_to
@@ -41,7 +41,7 @@ class Group(NamedTuple):
       measure: of a Measurement, whose learner only says what is swept.
     """
 
-    family: Family
+    family: GroupKey
     learner: Learner
     runs: Runs
     layout: Layout
@@ -61,9 +61,9 @@ class Group(NamedTuple):
         return len(self.runs)
 
     @property
-    def seeds_by_runs(self) -> Mapping[int, int]:
+    def seeds_with_num_runs(self) -> Mapping[int, int]:
         """How many seeds have how many runs: `{number of runs: number of seeds that have that many}`."""
-        return self.runs.seeds_by_runs
+        return self.runs.seeds_with_num_runs
 
     @property
     def width(self) -> int:
@@ -126,7 +126,7 @@ class Plan(NamedTuple):
         num_missing = num_runs if num_missing is None else num_missing
         if not group.layout.shares_seed:
             return -(-num_missing // rows)
-        in_all = sum(seeds * -(-runs // rows) for runs, seeds in group.seeds_by_runs.items())
+        in_all = sum(seeds * -(-runs // rows) for runs, seeds in group.seeds_with_num_runs.items())
         return -(-in_all * num_missing // num_runs)
 
     def seconds(self, group: Group) -> float | None:
@@ -187,7 +187,7 @@ def hyper_dtype(learner: Learner, name: str) -> Any:
     return np.int32 if learner.hyper[name].integer else jnp.result_type(float)
 
 
-def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.Device]) -> Group:
+def _group(identity: Identity, sweep: Sweep, family: GroupKey, devices: list[jax.Device]) -> Group:
     learner = sweep.make_learner(family.config, sweep.num_steps)
     _check(identity, sweep, family, learner)
     runs = sweep.grid.numbered(family)
@@ -204,7 +204,7 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
     available = layouts.MEMORY_SHARE * machine.device_memory(devices) - cost.num_bytes(traced.data)
     default = layouts.default_layout(platform, available, needs, len(runs), len(devices), choices)
     num_rows = min(default.width, layouts.usual_width(platform)) * len(devices)
-    if learner.update is not None and layouts.can_share_seeds(runs.seeds_by_runs, num_rows):
+    if learner.update is not None and layouts.can_share_seeds(runs.seeds_with_num_runs, num_rows):
         choices["seed"] = (OWN, SHARED)
     program_hash = pace.name_of([*traced.jaxprs, sorted(choices.items())], devices)  # other options, another fastest
     measured = pace.recall(program_hash)
@@ -223,10 +223,10 @@ def _group(identity: Identity, sweep: Sweep, family: Family, devices: list[jax.D
         measured=measured,
     )
     layout = measured.layout if measured and measured.is_chosen else default
-    return group.with_layout(layouts.with_equal_calls(layout, runs.seeds_by_runs, len(devices)))
+    return group.with_layout(layouts.with_equal_calls(layout, runs.seeds_with_num_runs, len(devices)))
 
 
-def _measurement(identity: Identity, sweep: Sweep, family: Family, runs: Runs, measurement: Measurement) -> Group:
+def _measurement(identity: Identity, sweep: Sweep, family: GroupKey, runs: Runs, measurement: Measurement) -> Group:
     if sweep.num_steps:
         raise ValueError(f"sweep {identity.sweep}: a measurement takes no steps, so num_steps must be 0")
     idle = Learner({}, measurement.hyper, _never, None, _never)
@@ -287,7 +287,7 @@ def _num_params(state: Any) -> int:
     return sum(leaf.size for path, leaf in leaves if "params" in jax.tree_util.keystr(path[:1]))
 
 
-def _check(identity: Identity, sweep: Sweep, family: Family, learner: Learner | Measurement) -> None:
+def _check(identity: Identity, sweep: Sweep, family: GroupKey, learner: Learner | Measurement) -> None:
     where = f"sweep {identity.sweep}"
     for name in family.hyper_names:
         if name not in learner.hyper:

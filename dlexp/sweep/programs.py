@@ -1,6 +1,7 @@
-"""The programs of a group: what one run does, vmapped over runs and spread over devices, and compiled.
+"""The programs of a group: what one run does, vmapped over runs, spread over devices and compiled.
 
-The one place where runs are vmapped.
+A group has a program that initializes its runs, and one or two that make steps and evaluate. `lower` traces them,
+`of` makes callable `Programs` of what was compiled. This is the one place where runs are vmapped.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from dlexp.sweep.grids import Run
 from dlexp.sweep.plan import Group
 from dlexp.types import Learner, PyTree
 
-STEPS_DRAWN = 16  # at once; more of them gains nothing
-_NEVER = 2**30  # an interval between evaluations that no training reaches
+STEPS_DRAWN = 16  # steps whose batches and keys are drawn at once; drawing for more gains nothing
+_NEVER = 2**30  # an interval between evaluations that is longer than any training
 
 
 class Carry(NamedTuple):
@@ -43,7 +44,7 @@ class Carry(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What is known of runs at one step: `evaluate`'s metrics, and the carry's facts, copied before it goes on."""
+    """What is known of runs at one step: `evaluate`'s metrics, and copies of two parts of the carry."""
 
     metrics: dict[str, jax.Array]
     means: PyTree
@@ -55,9 +56,10 @@ class Programs(NamedTuple):
 
     Attributes:
       initialize: `(seeds, hyper, data) -> carry`; one seed alone where the runs of a call share it.
-      segment: `(seeds, hyper, data, carry, start, stop, interval) -> (carry, evaluations)`, the steps from start to
-        stop, with an evaluation at each multiple of `interval` that is reached, `group.num_kept` of them at most; the
-        steps from `-interval` to 0 are none, and an evaluation. The carry is used up. `evaluations()` waits for them.
+      segment: `(seeds, hyper, data, carry, start, stop, interval) -> (carry, evaluations)`: makes the steps from start
+        to stop, and evaluates after each step whose number is a multiple of `interval`, at most `group.num_kept` times.
+        `start = before_first_step(interval)` evaluates at step 0, too. The carry's buffers are donated.
+        `evaluations()` waits for the results.
     """
 
     initialize: Callable[..., Carry]
@@ -65,7 +67,7 @@ class Programs(NamedTuple):
 
 
 class Lowered(NamedTuple):
-    """A program, traced but not compiled, and what XLA is to be told of it."""
+    """A program, traced but not compiled, and the options with which XLA is to compile it."""
 
     program: Any
     options: Mapping[str, Any]
@@ -89,8 +91,16 @@ def steps(group: Group, compiled: Callable) -> Callable[..., Carry]:
     return lambda *args: segment(*args, _NEVER)[0]
 
 
+def before_first_step(interval: int) -> int:
+    """Returns the `start` of a segment that begins with the evaluation at step 0.
+
+    It is one interval before step 0. No steps are made there, but the end of that interval is evaluated like any other.
+    """
+    return -interval
+
+
 def pieces(start: int, stop: int, interval: int) -> Iterator[tuple[int, int, bool]]:
-    """Yields the steps from start to stop in pieces that end with an interval: `(first, end, whether with one)`."""
+    """Yields the steps from start to stop, cut at the ends of intervals: `(first, end, whether an interval ends)`."""
     while start < stop:
         end = min(stop, start - start % interval + interval)
         yield start, end, end % interval == 0
@@ -172,58 +182,59 @@ def lower(group: Group, mesh: jax.sharding.Mesh) -> list[Lowered]:
 
 
 def _lower(group: Group, mesh: jax.sharding.Mesh) -> list[Any]:
-    learner = group.learner
-    runs = NamedSharding(mesh, PartitionSpec("run"))
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    num_rows = group.width * mesh.size
-
-    def rows(dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((num_rows,), dtype, sharding=runs)
-
-    def placed(sharding: NamedSharding) -> Callable[[Any], jax.ShapeDtypeStruct]:
-        return lambda leaf: jax.ShapeDtypeStruct(leaf.shape, planning.placed_dtype(leaf), sharding=sharding)
-
-    shares_seed = group.layout.shares_seed
-    seeds = jax.ShapeDtypeStruct((), np.uint32, sharding=everywhere) if shares_seed else rows(np.uint32)
-    seed = "s" if shares_seed else "r"
-    hyper = {name: rows(planning.hyper_dtype(learner, name)) for name in sorted(learner.hyper)}
-    data = jax.tree.map(placed(everywhere), learner.data)
-    step = jax.ShapeDtypeStruct((), np.int32, sharding=everywhere)
-
-    def spread(function: Callable, kinds: str, over_runs: Callable) -> Callable:
-        """r: an axis of runs; everything else is the same for all."""
-        axes = tuple(0 if kind == "r" else None for kind in kinds)
-        specs = tuple(PartitionSpec("run") if kind == "r" else PartitionSpec() for kind in kinds)
-        return jax.shard_map(
-            over_runs(function, axes),
-            mesh=mesh,
-            in_specs=specs,
-            out_specs=PartitionSpec("run"),
-            check_vma=False,
-        )
-
-    def initialize(seeds: jax.Array, hyper: Any, data: Any) -> Carry:
-        return spread(_initialize(learner), f"{seed}rd", _one_after_another)(seeds, hyper, data)
-
-    def evaluate(seeds: jax.Array, hyper: Any, data: Any, carry: Carry) -> Evaluation:
-        return spread(_evaluate(learner), f"{seed}rdr", jax.vmap)(seeds, hyper, data, carry)
-
-    def segment(seeds: jax.Array, hyper: Any, data: Any, carry: Carry, *where: jax.Array) -> Any:
-        return spread(_segment(learner, group.num_kept), f"{seed}rdrsss", jax.vmap)(seeds, hyper, data, carry, *where)
-
-    def one_step(seeds: jax.Array, hyper: Any, data: Any, carry: Carry, *where: jax.Array) -> Carry:
-        return spread(_one_step(learner), f"{seed}rdrss", jax.vmap)(seeds, hyper, data, carry, *where)
-
-    made = jax.eval_shape(initialize, seeds, hyper, data)
+    learner, fixed = group.learner, _fixed_arguments(group, mesh)
+    of_runs = (not group.layout.shares_seed, True, False)  # seeds, hyper, data
+    initialize = _over_runs(_initialize(learner), mesh, of_runs, _one_after_another)
+    evaluate = _over_runs(_evaluate(learner), mesh, (*of_runs, True))
+    over_runs, everywhere = NamedSharding(mesh, PartitionSpec("run")), NamedSharding(mesh, PartitionSpec())
     # XLA spreads no array of size 0: one that a program returns is the same on all devices.
-    carry = jax.tree.map(lambda leaf: placed(runs if leaf.size else everywhere)(leaf), made)
-    initialized, fixed = jax.jit(initialize).lower(seeds, hyper, data), (seeds, hyper, data, carry)
+    made = jax.eval_shape(initialize, *fixed)
+    carry = jax.tree.map(lambda leaf: _placed_shape(over_runs if leaf.size else everywhere)(leaf), made)
+    step = jax.ShapeDtypeStruct((), np.int32, sharding=everywhere)
+    initialized = jax.jit(initialize).lower(*fixed)
     if learner.update is None:
-        return [initialized, jax.jit(evaluate).lower(*fixed)]
+        return [initialized, jax.jit(evaluate).lower(*fixed, carry)]
     if group.layout.stepwise:
-        stepped = jax.jit(one_step, donate_argnums=3).lower(*fixed, step, step)
-        return [initialized, stepped, jax.jit(evaluate).lower(*fixed)]
-    return [initialized, jax.jit(segment, donate_argnums=3).lower(*fixed, step, step, step)]
+        one_step = _over_runs(_one_step(learner), mesh, (*of_runs, True, False, False))
+        stepped = jax.jit(one_step, donate_argnums=3).lower(*fixed, carry, step, step)
+        return [initialized, stepped, jax.jit(evaluate).lower(*fixed, carry)]
+    segment = _over_runs(_segment(learner, group.num_kept), mesh, (*of_runs, True, False, False, False))
+    return [initialized, jax.jit(segment, donate_argnums=3).lower(*fixed, carry, step, step, step)]
+
+
+def _fixed_arguments(group: Group, mesh: jax.sharding.Mesh) -> tuple[Any, dict[str, Any], PyTree]:
+    """The shapes of seeds, hyper and data, which are arguments of every program, and where they are placed."""
+    learner, num_rows = group.learner, group.width * mesh.size
+    over_runs, everywhere = NamedSharding(mesh, PartitionSpec("run")), NamedSharding(mesh, PartitionSpec())
+
+    def of_each_run(dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((num_rows,), dtype, sharding=over_runs)
+
+    one_seed = jax.ShapeDtypeStruct((), np.uint32, sharding=everywhere)
+    seeds = one_seed if group.layout.shares_seed else of_each_run(np.uint32)
+    hyper = {name: of_each_run(planning.hyper_dtype(learner, name)) for name in sorted(learner.hyper)}
+    return seeds, hyper, jax.tree.map(_placed_shape(everywhere), learner.data)
+
+
+def _placed_shape(sharding: NamedSharding) -> Callable[[Any], jax.ShapeDtypeStruct]:
+    return lambda leaf: jax.ShapeDtypeStruct(leaf.shape, planning.placed_dtype(leaf), sharding=sharding)
+
+
+def _over_runs(
+    function: Callable, mesh: jax.sharding.Mesh, of_runs: Sequence[bool], vmap: Callable = jax.vmap
+) -> Callable:
+    """The function of one run as a function of many, spread over the devices.
+
+    Args:
+      function: of one run.
+      mesh: the devices.
+      of_runs: of each argument, whether it has an axis of runs; the others are the same for all runs.
+      vmap: `(function, in_axes) -> function` over runs.
+    """
+    axes = tuple(0 if is_of_runs else None for is_of_runs in of_runs)
+    specs = tuple(PartitionSpec("run") if is_of_runs else PartitionSpec() for is_of_runs in of_runs)
+    many = vmap(function, axes)
+    return jax.shard_map(many, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("run"), check_vma=False)
 
 
 def to_host(carry: PyTree) -> list[np.ndarray]:
@@ -288,7 +299,7 @@ def _initialize(learner: Learner) -> Callable[..., Carry]:
 
 
 def _one_step(learner: Learner) -> Callable[..., Carry]:
-    """Step `index` of the interval from `origin`."""
+    """Step `index`, in the interval that begins at `origin`."""
     make_step = _step(learner)
 
     def one_step(seed: jax.Array, hyper: Any, data: Any, carry: Carry, origin: jax.Array, index: jax.Array) -> Carry:
@@ -315,7 +326,7 @@ def _step(learner: Learner) -> Callable[..., Carry]:
 
 
 def _steps(learner: Learner) -> Callable[..., Carry]:
-    """The steps from `first` to `end`, all of the interval from `origin`; chance is drawn for blocks of them.
+    """The steps from `first` to `end`, all in the interval that begins at `origin`; drawn for 16 steps at a time.
 
     The carry is stored as `storage.enter` returns it, before and after.
     """
@@ -329,7 +340,7 @@ def _steps(learner: Learner) -> Callable[..., Carry]:
         def draw(index: jax.Array) -> PyTree:
             return learner.told(learner.draw, index)(jax.random.fold_in(key, index), hyper, data)
 
-        def block(number: jax.Array, carry: Carry) -> Carry:
+        def some_steps(number: jax.Array, carry: Carry) -> Carry:
             begin = first + number * STEPS_DRAWN
             drawn = jax.vmap(draw)(begin + jnp.arange(STEPS_DRAWN))
 
@@ -339,13 +350,13 @@ def _steps(learner: Learner) -> Callable[..., Carry]:
 
             return jax.lax.fori_loop(begin, jnp.minimum(begin + STEPS_DRAWN, end), storage.body(step), carry)
 
-        return jax.lax.fori_loop(0, -((first - end) // STEPS_DRAWN), block, carry)
+        return jax.lax.fori_loop(0, -((first - end) // STEPS_DRAWN), some_steps, carry)
 
     return steps
 
 
 def _segment(learner: Learner, num_kept: int) -> Callable[..., tuple[Carry, Evaluation]]:
-    """Steps `start` to `stop`, evaluated at multiples of `interval`; as arguments, so that one program fits any.
+    """Steps `start` to `stop`, evaluated at multiples of `interval`. All three are arguments: one program fits any.
 
     Evaluations are inside the program because a call costs about a millisecond on a CPU, whatever it does.
     """

@@ -67,7 +67,7 @@ def _single_groups(grid: Grid) -> Iterator[Block]:
         yield Block(config, hyper, tuple(range(SMOKE_SEEDS)))
 
 
-def _stands_in(group: grids.Family, block: Block) -> bool:
+def _stands_in(group: grids.GroupKey, block: Block) -> bool:
     same_names = tuple(sorted(block.hyper)) == group.hyper_names and block.config.keys() == group.config.keys()
     return same_names and all(value in block.config[name] for name, value in group.config.items())
 

@@ -1,18 +1,22 @@
-"""The layout of a group's programs, chosen by timing them where that pays.
+"""The layout of a group's programs, chosen by timing several where that pays.
 
-The rule: a group whose training would take long even so is timed, a fraction of a second a layout. First its default
-layout; then what its networks and optimizers leave open, one name after another, and what a compiled loop makes twice
-as slow as the fastest, once more with one call a step; then twice and half the width, as long as that helps; and what
-came near the fastest, again at its width. All of a round take turns with the best so far, and the fastest turn of each
-counts: other work on the machine only slows, for whole seconds. A round is made only where it is expected to take less
-than a tenth of the training that is left, and the default layout stays unless another is 3% faster. What won is kept
-for this machine and these programs.
+A group is timed only if its training would take long even in the default layout. Then, a fraction of a second a layout:
 
-Where most runs have many others of their seed (half a call of the usual width at least), the calls may have one seed
-each (`Layout.shares_seed`), and are then as narrow as fills all calls of a seed equally: batches, dropout masks and, on
-a CPU, the first layers of perceptrons are one for all runs of a call. Measured on a CPU: a small perceptron trains 1.14
-times as fast, a larger one 1.15 times. What a run computes is the same in either: what chance decides in it depends on
-its seed, never on the runs beside it.
+1. Time the default layout.
+2. For each open choice of the networks and optimizers, time its other options.
+3. Where a compiled loop is twice as slow as the best layout, time one call a step.
+4. Time double and half the width, as long as that helps.
+5. Time the layouts that nearly won once more.
+
+The layouts of a round take turns with the best so far, and the fastest turn of each counts, because other work on the
+machine slows whole seconds. A round is made only where it is expected to take less than a tenth of the training that is
+left. The default layout stays unless another is 3% faster. The winner is kept for this machine and these programs.
+
+Where most runs share their seed with so many others that they fill half a call, the calls of a layout may have one seed
+each (`Layout.shares_seed`). Such calls are as narrow as fills all calls of a seed equally; batches and dropout masks
+are drawn once for a call, and on a CPU the first layers of perceptrons are one product. Measured on a CPU: a small
+perceptron trains 1.14 times as fast, a larger one 1.15 times. What a run computes is the same in either layout, because
+what chance decides in it depends on its seed alone.
 """
 
 from __future__ import annotations
@@ -29,21 +33,19 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dlexp.sweep import machine, pace, programs
-from dlexp.sweep.layouts import MEMORY_SHARE, Layout, with_equal_calls
+from dlexp.sweep.layouts import MEMORY_SHARE, Layout, slow_flops, with_equal_calls
 from dlexp.sweep.pace import Measured, Pace
 from dlexp.sweep.plan import Group, Plan
 
-WORTH_SECONDS = 20.0  # of training, by the estimate or as timed: less is not worth measuring
-SHARE = 0.1  # of the training that is left, that a round of timings may take
-SLOW_FLOPS = {"cpu": 2e10}  # a second and device, that small networks reach at least
-_FAST_FLOPS = 1e12  # the same of anything else
-LOOP_HURTS = 2.0  # as many times as long as the fastest: then a call a step may be better
-NEAR = 1.15  # as many times as long as the fastest: timed again in the end
-CLOSE = 1.3  # as many times as long as the fastest of its width: tried again at the best width
-GAIN = 1.03  # as many times as fast as the default layout: less is noise
-CHUNK_SECONDS = 0.004  # that a chunk takes beside its steps and evaluations, until it was measured
-TIMED_SECONDS = 0.15  # of one timing
-TURNS, MOST_TURNS = 3, 10  # of a round; of those that nearly won, where the training is long
+WORTH_SECONDS = 20.0  # a training that takes less, by the estimate or as timed, is not worth timing layouts
+MAX_SHARE = 0.1  # a round of timings may take a tenth of the training that is left
+SLOW_LOOP_RATIO = 2.0  # a loop that takes twice as long as the fastest layout: one call a step may be better
+RETIME_RATIO = 1.15  # layouts within 15% of the fastest are timed once more
+RETRY_RATIO = 1.3  # an option within 30% of the fastest of its width is tried again at the best width
+LEAST_GAIN = 1.03  # another layout must be 3% faster than the default: less is noise
+CHUNK_SECONDS = 0.004  # a chunk takes so long beside its steps and evaluations, if it was not measured
+TIMED_SECONDS = 0.15  # one timing takes about so long
+TURNS, MAX_TURNS = 3, 10  # turns of a round; of the last round, where the training is long
 
 Rounds = Generator[list[Layout], dict[Layout, float], None]
 
@@ -80,9 +82,11 @@ def tuned(
 
 
 def rounds(group: Group, fitted: Callable[[Layout], Layout]) -> Rounds:
-    """Yields layouts to be timed, round by round; is sent the seconds of training of all that were.
+    """Yields the layouts of each round, and is sent what all layouts timed so far take: layout -> seconds of training.
 
-    Each is fitted to the group's runs beforehand.
+    Args:
+      group: whose layouts are searched.
+      fitted: fits a layout to the group's runs before it is timed.
     """
     seconds, num_timed = (yield [group.layout]), 0
 
@@ -94,8 +98,8 @@ def rounds(group: Group, fitted: Callable[[Layout], Layout]) -> Rounds:
         for name in sorted(group.choices):
             if others := untried(_others(name, group.choices[name], seconds)):
                 seconds = yield others
-            if hurt := [layout._replace(stepwise=True) for layout in seconds if _is_hurt(layout, seconds)]:
-                seconds = yield hurt
+            if slow := [layout._replace(stepwise=True) for layout in seconds if _loop_is_slow(layout, seconds)]:
+                seconds = yield slow
         while others := untried(_twice_and_half(seconds)):
             seconds = yield others
 
@@ -108,7 +112,7 @@ def _others(name: str, options: Sequence[str], seconds: Mapping[Layout, float]) 
         return dict(layout.choices).get(name, options[0])
 
     def is_close(layout: Layout) -> bool:
-        return seconds[layout] < CLOSE * min(seconds[other] for other in seconds if other.width == layout.width)
+        return seconds[layout] < RETRY_RATIO * min(seconds[other] for other in seconds if other.width == layout.width)
 
     def is_promising(option: str) -> bool:
         tried = [layout for layout in seconds if option_of(layout) == option]
@@ -133,24 +137,24 @@ def _best(seconds: Mapping[Layout, float]) -> Layout:
     return min(seconds, key=lambda layout: seconds[layout])
 
 
-def _is_hurt(layout: Layout, seconds: Mapping[Layout, float]) -> bool:
+def _loop_is_slow(layout: Layout, seconds: Mapping[Layout, float]) -> bool:
     best = _best(seconds)
     is_new = layout.width == best.width and layout._replace(stepwise=True) not in seconds
-    return not layout.stepwise and is_new and seconds[layout] > LOOP_HURTS * seconds[best]
+    return not layout.stepwise and is_new and seconds[layout] > SLOW_LOOP_RATIO * seconds[best]
 
 
 def _may_be_worth_it(group: Group, num_missing: int, devices: list[jax.Device]) -> bool:
     """By its FLOPs, before anything is compiled; or by the pace at which it was trained here before."""
     if group.learner.update is None or not num_missing or group.measure is not None:
         return False
-    slow = SLOW_FLOPS.get(devices[0].platform, _FAST_FLOPS) * len(devices)
+    slow = slow_flops(devices[0].platform) * len(devices)
     num_chunks = num_missing / (group.width * len(devices))
     return num_missing * group.flops / slow + num_chunks * CHUNK_SECONDS > WORTH_SECONDS
 
 
 def _tuned(plan: Plan, group: Group, num_missing: int, bench: Bench, tell: Callable[[str], None]) -> Group:
     seconds, rates = dict[Layout, float](), dict[str, float]()
-    search = rounds(group, lambda layout: with_equal_calls(layout, group.seeds_by_runs, plan.num_devices))
+    search = rounds(group, lambda layout: with_equal_calls(layout, group.seeds_with_num_runs, plan.num_devices))
     layouts, spent = next(search), 0.0
     while True:
         began = time.perf_counter()
@@ -170,13 +174,13 @@ def _tuned(plan: Plan, group: Group, num_missing: int, bench: Bench, tell: Calla
             layouts = search.send(seconds)
         except StopIteration:
             break
-        if len(layouts) * spent > SHARE * min(seconds.values()) * machine.num_cores():
+        if len(layouts) * spent > MAX_SHARE * min(seconds.values()) * machine.num_cores():
             break
     for layout, rate in _timed_again(bench, seconds).items():
         rates[str(layout)] = rate
         seconds[layout] = _training_seconds(plan, group, num_missing, layout, rate)
     best = _best(seconds)
-    if seconds[group.layout] < GAIN * seconds[best]:
+    if seconds[group.layout] < LEAST_GAIN * seconds[best]:
         best = group.layout
     tell(f"{group.family}: {best}, about {seconds[best]:.0f} s")
     measured = Measured(best, _expected_pace(plan, group, best, rates[str(best)]), is_chosen=True, rates=rates)
@@ -199,14 +203,14 @@ def _beside_the_best(
 def _timed_again(bench: Bench, seconds: Mapping[Layout, float]) -> dict[Layout, float]:
     """The rates of those that nearly won, and of the default."""
     least = min(seconds.values())
-    near = [layout for place, layout in enumerate(seconds) if place == 0 or seconds[layout] < NEAR * least]
-    return _in_turn(bench, near, SHARE * least)
+    near = [layout for place, layout in enumerate(seconds) if place == 0 or seconds[layout] < RETIME_RATIO * least]
+    return _in_turn(bench, near, MAX_SHARE * least)
 
 
 def _in_turn(bench: Bench, layouts: list[Layout], seconds: float = 0.0) -> dict[Layout, float]:
     """The highest rate of each, in three turns of all; in up to ten that begin within so many seconds."""
     fastest, began = dict[Layout, float](), time.perf_counter()
-    for turn in range(MOST_TURNS):
+    for turn in range(MAX_TURNS):
         if turn >= TURNS and time.perf_counter() - began > seconds:
             break
         for layout, rate in bench.rates(layouts).items():
@@ -264,7 +268,7 @@ class Bench:
         return found
 
     def _compile(self, layouts: Sequence[Layout]) -> None:
-        """Side by side."""
+        """Compiles layouts side by side."""
         lowered = [programs.lower(self._group.with_layout(layout), self._mesh)[1] for layout in layouts]
         with ThreadPoolExecutor(machine.num_cores()) as pool:
             compiled = list(pool.map(lambda each: each.compile(), lowered))

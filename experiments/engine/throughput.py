@@ -66,6 +66,13 @@ TINY_SECONDS, TINY_RUNS, TINY_WIDTHS = 0.02, 1000, (2, 8)  # of the workload of 
 TINY_SIZES = {"matrix": 256, "array": 2**20}  # of which the machine's rates are measured beside it
 CONVOLUTION_WIDTHS = {"winograd": (1, 2, 4), "batch_last": (1, 2, 4), "native": (1,)}  # on a CPU, else 1 and 2
 WIDTHS = {"cpu": (1, 2, 4, 8, 16), "gpu": (1, 8, 64, 512, 4096), "tpu": (1, 8, 64, 512, 4096)}
+TORCH = "PyTorch, torch.func, https://docs.pytorch.org/docs/stable/func.html; the numbers are the project's aims"
+JAX = "JAX, Automatic vectorization, https://docs.jax.dev/en/latest/automatic-vectorization.html; our own aims"
+ATLAS = (
+    "Whaley and Dongarra, Automatically Tuned Linear Algebra Software, 1998, "
+    "https://doi.org/10.1109/SC.1998.10004; the number is ours"
+)
+ROOFLINE = "Williams, Waterman and Patterson, Roofline, 2009, https://doi.org/10.1145/1498765.1498785"
 
 
 @cache
@@ -266,13 +273,6 @@ def sweeps(scale: str) -> dict[str, Sweep]:
 
 def claims(results: Results) -> list[Claim]:
     """What the project promises of its speed."""
-    torch = "PyTorch, torch.func, https://docs.pytorch.org/docs/stable/func.html; the numbers are the project's aims"
-    jaxs = "JAX, Automatic vectorization, https://docs.jax.dev/en/latest/automatic-vectorization.html; our own aims"
-    atlas = (
-        "Whaley and Dongarra, Automatically Tuned Linear Algebra Software, 1998, "
-        "https://doi.org/10.1109/SC.1998.10004; the number is ours"
-    )
-    roofline = "Williams, Waterman and Patterson, Roofline, 2009, https://doi.org/10.1145/1498765.1498785"
     shares = {"mlp_small": 0.6, "mlp_large": 0.75, "cnn_8x8": 0.55}
     best_torch = {"mlp_small": 9.0, "cnn_8x8": 1.5, "cnn_28x28": 1.2}
 
@@ -293,37 +293,37 @@ def claims(results: Results) -> list[Claim]:
     return [
         judge(
             "The engine costs little: it is as fast as the programs it wraps, written by hand.",
-            jaxs,
+            JAX,
             engine_over(BARE, bare),
             least=1 / 1.05,
         ),
         judge(
             "For images it is fifty times as fast as vmap over Linen's convolutions inside a scan.",
-            jaxs,
+            JAX,
             engine_over("jit(vmap(scan)), Linen", linen, IMAGES),
             least=50.0,
         ),
         judge(
             "It is ahead of PyTorch eager at its best: nine times for small perceptrons, 1.2 and 1.5 for images.",
-            torch,
+            TORCH,
             of(eager + _over(best_torch), best_torch, lambda name: _over_torch(results[name]) / best_torch[name]),
             least=1.0,
         ),
         judge(
             "It is three and a half times as fast as PyTorch's vmapped ensembles.",
-            torch,
+            TORCH,
             engine_over("torch.func vmap", "torch.func's vmap in the same round"),
             least=3.5,
         ),
         judge(
             "It reaches most of the machine's rate of multiplying matrices.",
-            roofline,
+            ROOFLINE,
             of(flops + _over(shares), shares, lambda name: _share(results[name], ENGINE) / shares[name]),
             least=1.0,
         ),
         judge(
             "The plan chooses well: its layout is within a tenth of the best of all.",
-            atlas,
+            ATLAS,
             of(chosen, TITLES, lambda name: _choice(results[name])),
             least=0.9,
         ),

@@ -15,6 +15,7 @@ counts as diverged where its training loss ends non-finite or above what it bega
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -73,7 +74,7 @@ def one_weight(config: Config, num_steps: int) -> Learner:
     return learners.descent(init, loss, tx, evaluate=evaluate)
 
 
-def cliff_loss(weight: jax.Array) -> jax.Array:
+def cliff_loss(weight: Any) -> Any:
     """Returns half the squared error of the network of one weight."""
     return 0.5 * (weight**CLIFF_STEPS - 1) ** 2
 
@@ -113,12 +114,12 @@ def loss_by_rate(results: Results) -> Figure:
     norms = {f"norm {norm:g}": {"clipping": "norm", "clip_norm": norm} for norm in NORMS[::-1]}
     hue = {"no clipping": {"clipping": "none"}} | norms | {"value 0.01": {"clipping": "value", "clip_value": 0.01}}
     adding = partial(lines, results, "adding", x="learning_rate", hue=hue, xscale="log", xlabel="learning rate of SGD")
-    ends = {"title": "Adding problem, 50 steps", "ylabel": "final training loss, geometric mean", "ylim": (0.05, 2e5)}
     guess = {"a constant guess, 1/6": GUESS}
-    shares = {"title": "Runs that end worse than they began", "ylabel": "share of diverged runs", "ylim": (-0.03, 1.03)}
+    ends: Any = {"title": "Adding problem, 50 steps", "ylabel": "final training loss, geometric mean"}
+    shares: Any = {"title": "Runs that end worse than they began", "ylabel": "share of diverged runs"}
     return side_by_side(
-        adding("train/loss", log=True, failed=1e5, clip=(0, 1e5), marks=guess, **ends),
-        adding(_diverged, **shares),
+        adding("train/loss", log=True, failed=1e5, clip=(0, 1e5), marks=guess, ylim=(0.05, 2e5), **ends),
+        adding(_diverged, ylim=(-0.03, 1.03), **shares),
         lost="10^5",
     )
 

@@ -15,6 +15,7 @@ of a layer stay equal for ever. ReLU layers keep the signal's variance at He's s
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from matplotlib.figure import Figure
 from dlexp import cli, learners, losses, models, optim
 from dlexp.data import bundled
 from dlexp.results import Results, Table
-from dlexp.study import FRESH_SEEDS, Claim, at_best, by, judge, last, lines, measure, side_by_side, text
+from dlexp.study import FRESH_SEEDS, Claim, Panel, at_best, by, judge, last, lines, measure, side_by_side, text
 from dlexp.sweep import grid
 from dlexp.theory import mean_field
 from dlexp.types import Config, Experiment, Hyper, Key, Learner, Metrics, PyTree, Sweep
@@ -85,9 +86,10 @@ def sweeps() -> dict[str, Sweep]:
 def accuracy_by_scale(results: Results) -> Figure:
     """Accuracy over the scale of the weights, each at its own best rate."""
     accuracy = partial(lines, results, "scales", at_best("test/accuracy"), x="init_scale", hue=by("num_layers", LAYERS))
-    axes, panels = {"xscale": "log", "ylim": (0, 1.02), "xlabel": "scale of the weights, std x sqrt(inputs)"}, []
+    axes: Any = {"xscale": "log", "ylim": (0, 1.02), "xlabel": "scale of the weights, std x sqrt(inputs)"}
+    panels: list[Panel] = []
     for title, (activation, name, scale) in NAMED.items():
-        named = {
+        named: Any = {
             "title": f"{title} on digits; {name}'s scale is {scale:.3g}",
             "at": {"the scale the lesson names": scale},
         }
@@ -105,11 +107,11 @@ def signal_by_layer(results: Results) -> Figure:
 
     hue = {label: {"init_scale": scale} for label, scale in SHOWN.items()}
     variance = partial(lines, results, "signal", "layer/variance", x="layer", hue=hue, log=True)
-    panels = []
+    panels: list[Panel] = []
     for title, (activation, _, _) in NAMED.items():
         shown = {"activation": activation, "init_scale": [*SHOWN.values()]}
         expected = ("theory of wide networks", partial(theory, activation))
-        named = {"title": f"{title} layers of width 256 at initialization", "ylabel": "variance of the signal"}
+        named: Any = {"title": f"{title} layers of width 256 at initialization", "ylabel": "variance of the signal"}
         panels += variance(fixed=shown, expected=expected, **named)
     return side_by_side(*panels)
 
@@ -117,7 +119,8 @@ def signal_by_layer(results: Results) -> Figure:
 def units_alike(results: Results) -> Figure:
     """Units that start alike, and what they learn."""
     alike = partial(lines, results, "alike", x="step", hue=by("start", STARTS))
-    guess, loss = {"theory: a constant guess, log 10": np.log(10)}, {"ylabel": "training loss (nats)", "ylim": (0, 2.6)}
+    guess = {"theory: a constant guess, log 10": np.log(10)}
+    loss: Any = {"ylabel": "training loss (nats)", "ylim": (0, 2.6)}
     return side_by_side(
         alike("units/apart", ylabel="largest difference of weights", title="Units of one hidden layer"),
         alike("train/loss", marks=guess, title="What they learn", **loss),

@@ -57,7 +57,7 @@ PLAIN = {
     name: {"activation": activation, "init_scale": sigma, "normalization": "none", "residual": False}
     for name, (activation, sigma) in PROFILES.items()
 }
-KEEPERS = {
+KEEPERS: dict[str, dict[str, Any]] = {
     "ReLU, He": PLAIN["ReLU, He"],
     "ReLU, batch norm": {"normalization": "batch"},
     "ReLU, skips": {"residual": True, "branch_scale": 1.0},
@@ -72,7 +72,8 @@ REMEDIES: dict[str, dict[str, Any]] = {
 TITLES = {"sigmoid": "sigmoid layers", "relu": "ReLU instead", "batch_norm": "with batch norm", "skips": "with skips"}
 GROWS = decades("layer/log_gradient", "gradient", squared=True)
 SHRINKS = Measure(
-    "decades by which the gradient shrinks from the last of 50 layers to the first", lambda runs: -GROWS.of(runs)
+    "decades by which the gradient shrinks from the last of 50 layers to the first",
+    lambda runs: -np.asarray(GROWS.of(runs)),
 )
 
 
@@ -112,8 +113,8 @@ def sweeps() -> dict[str, Sweep]:
 
 def gradient_by_layer(results: Results) -> Figure:
     """Gradients by layer in plain networks and behind each remedy, with theory."""
-    look = {"log": True, "transform": lambda logs: np.exp(logs / 2), "ylabel": "gradient norm, last layer = 1"}
-    beside = {"expected": ("theory of wide networks", _theory)}
+    look: Any = {"log": True, "transform": lambda logs: np.exp(logs / 2), "ylabel": "gradient norm, last layer = 1"}
+    beside: Any = {"expected": ("theory of wide networks", _theory)}
     gradient = partial(lines, results, "profiles", "layer/log_gradient", x="layer", **look, **beside)
     panels = gradient(hue=PLAIN, title="Plain layers"), gradient(hue=KEEPERS, title="The remedies")
     return side_by_side(*panels, width=6.2, height=5.0)
@@ -151,7 +152,7 @@ def lesson_numbers(results: Results) -> Figure:
 
 def remedies(results: Results) -> Figure:
     """The remedies' training."""
-    axes = {"ylim": (0, 1.02), "title": "20 layers, each at its own best rate"}
+    axes: Any = {"ylim": (0, 1.02), "title": "20 layers, each at its own best rate"}
     hue = by("remedy", TITLES)
     return side_by_side(lines(results, "remedies", at_best("test/accuracy"), x="step", hue=hue, **axes), width=6.2)
 

@@ -96,8 +96,8 @@ def sweeps() -> dict[str, Sweep]:
 
 def accuracy_by_rate(results: Results) -> Figure:
     """Accuracy over the rate for each part."""
-    axes = {"xscale": "log", "ylim": (0, 0.75), "title": "The parts of Adam on MNIST-1D, b2 = 0.999"}
-    shown = {"hue": PARTS, "fixed": {"b2": [0.999, None]}}  # momentum alone has no b2
+    axes: Any = {"xscale": "log", "ylim": (0, 0.75), "title": "The parts of Adam on MNIST-1D, b2 = 0.999"}
+    shown: Any = {"hue": PARTS, "fixed": {"b2": [0.999, None]}}  # momentum alone has no b2
     return side_by_side(lines(results, "parts", "test/accuracy", x="learning_rate", **shown, **axes), width=7.0)
 
 
@@ -108,10 +108,14 @@ def bias_correction(results: Results) -> Figure:
     def expected(label: str, step: np.ndarray) -> np.ndarray:
         return theory.adam_step_multiplier(step, **hue[label], bias_correction=False)
 
-    steps = {"x": "step", "hue": hue, "expected": ("theory (with correction: 1)", expected), "marks": {"_1": 1.0}}
-    length = {"xlabel": "step on a constant gradient", "ylabel": "length of the step / learning rate", "ylim": (0, 7.5)}
-    both = {"hue": {part: PARTS[part] for part in (BOTH, UNCORRECTED)}, "first_color": 2}
-    decays = {"x": "b2", "place": lambda b2: 1 - b2, "xscale": "log", "xlabel": "1 - b2", "ylim": (0, 0.75)}
+    steps: Any = {"x": "step", "hue": hue, "expected": ("theory (with correction: 1)", expected), "marks": {"_1": 1.0}}
+    length: Any = {
+        "xlabel": "step on a constant gradient",
+        "ylabel": "length of the step / learning rate",
+        "ylim": (0, 7.5),
+    }
+    both: Any = {"hue": {part: PARTS[part] for part in (BOTH, UNCORRECTED)}, "first_color": 2}
+    decays: Any = {"x": "b2", "place": lambda b2: 1 - b2, "xscale": "log", "xlabel": "1 - b2", "ylim": (0, 0.75)}
     fixed, title = {"algorithm": "uncorrected"}, "The lesson's Adam, without correction"
     return side_by_side(
         lines(results, "steps", "step/length", fixed=fixed, title=title, **steps, **length),

@@ -132,7 +132,7 @@ def accuracy_by_rate(results: Results) -> Figure:
         if kind in set(table.frame["normalization"])
     }
     shared: Any = {"span": {"the lesson's 0.001 to 0.1": (LOWEST, HIGHEST)}, "xscale": "log", "xlim": (7e-4, 15)}
-    curves = {"x": "learning_rate", "hue": by("normalization", TITLES), "ylim": (0, 0.8), "title": "MNIST-1D"}
+    curves: Any = {"x": "learning_rate", "hue": by("normalization", TITLES), "ylim": (0, 0.8), "title": "MNIST-1D"}
     return side_by_side(
         lines(table, None, "test/accuracy", **curves, **shared),
         good_bands(good | _other_optimizers(), 0.02, title="Rates within two points of the best (circle)", **shared),
@@ -154,8 +154,12 @@ def _other_optimizers() -> dict[str, Table]:
 
 def stability(results: Results) -> Figure:
     """Where quadratics become unstable, and how networks rise to that limit."""
-    axes = {"xscale": "log", "xlabel": "rate, share of (2 + 2 momentum) / curvature", "ylabel": "loss after 200 steps"}
-    look = {"log": True, "failed": 1e20, "clip": (1e-12, 1e20), "title": "A quadratic, curvatures 1 to 100"}
+    axes: Any = {
+        "xscale": "log",
+        "xlabel": "rate, share of (2 + 2 momentum) / curvature",
+        "ylabel": "loss after 200 steps",
+    }
+    look: Any = {"log": True, "failed": 1e20, "clip": (1e-12, 1e20), "title": "A quadratic, curvatures 1 to 100"}
     loss = partial(lines, results, "quadratic", "train/loss", x="learning_rate", **look, **axes)
     plain, heavy = (by("momentum", (momentum,), "momentum {:g}") for momentum in MOMENTA)
     first, second = (partial(_share_of_limit, momentum=momentum) for momentum in MOMENTA)
@@ -169,8 +173,8 @@ def stability(results: Results) -> Figure:
     def limit(label: str, step: np.ndarray) -> np.ndarray:
         return np.full(len(step), theory.largest_stable_curvature(**edges[label]))
 
-    beside = {"expected": ("theory: (2 + 2 momentum) / rate", limit), "title": "A network rises to its limit"}
-    named = {"xlabel": "step on the full batch", "ylabel": "largest curvature", "ylim": (0, None)}
+    beside: Any = {"expected": ("theory: (2 + 2 momentum) / rate", limit), "title": "A network rises to its limit"}
+    named: Any = {"xlabel": "step on the full batch", "ylabel": "largest curvature", "ylim": (0, None)}
     return side_by_side(
         overlaid(*curves),
         lines(results, "full_batch", "curvature/largest", x="step", hue=edges, **beside, **named),

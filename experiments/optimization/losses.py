@@ -16,6 +16,8 @@ https://arxiv.org/abs/2006.07322).
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,10 +64,11 @@ def neuron(config: Config, num_steps: int) -> Learner:
         return 0.5 * a**2 if config["loss"] == "squared_error" else jax.nn.softplus(logit)
 
     def step_loss(key: Key, hyper: Hyper, data: PyTree, params: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return loss(sum(params))
+        weight, bias = params
+        return loss(weight + bias)
 
     def evaluate(key: Key, hyper: Hyper, data: PyTree, state: learners.DescentState) -> Metrics:
-        logit = sum(state.params)
+        logit = state.params[0] + state.params[1]
         return {"neuron/output": jax.nn.sigmoid(logit), "neuron/slope": jax.grad(loss)(logit)}
 
     tx = optim.with_defaults(optim.sgd(), learning_rate=0.15)
@@ -104,17 +107,17 @@ def sweeps() -> dict[str, Sweep]:
 
 def saturated_and_estimates(results: Results) -> Figure:
     """A neuron that starts wrong, and what losses estimate."""
-    starts = {
+    starts: Any = {
         f"{title}, start {1 / (1 + np.exp(-logit)):.2f}": {"loss": loss, "logit": logit}
         for logit in LOGITS
         for loss, title in TITLES.items()
     }
     dashed = {label: "--" for label, start in starts.items() if start["logit"] == 4.0}
-    output = {"hue": starts, "linestyles": dashed, "ylabel": "output of the neuron, target 0", "ylim": (0, 1.02)}
+    output: Any = {"hue": starts, "linestyles": dashed, "ylabel": "output of the neuron, target 0", "ylim": (0, 1.02)}
     expected = {title: value for title, value, _ in ESTIMATES.values()}
     theories = ("theory: 1, ln 2, ln 10", lambda label, step: np.full(len(step), expected[label]))
     hue = by("loss", {loss: title for loss, (title, *_) in ESTIMATES.items()})
-    constant = {"hue": hue, "expected": theories, "ylabel": "fitted constant", "ylim": (0, 3.2)}
+    constant: Any = {"hue": hue, "expected": theories, "ylabel": "fitted constant", "ylim": (0, 3.2)}
     return side_by_side(
         lines(results, "neuron", "neuron/output", x="step", title="One neuron, started wrong", **output),
         lines(results, "estimate", "estimate/constant", x="step", title="One constant, exponential data", **constant),
@@ -123,7 +126,7 @@ def saturated_and_estimates(results: Results) -> Figure:
 
 def classifiers(results: Results) -> Figure:
     """Classifiers at their own best rates."""
-    cases = {"hue": by("loss", TITLES), "panels": by("num_layers", DEPTHS, "MNIST-1D, {} layers")}
+    cases: Any = {"hue": by("loss", TITLES), "panels": by("num_layers", DEPTHS, "MNIST-1D, {} layers")}
     return side_by_side(lines(results, "classifier", at_best("test/accuracy"), x="step", ylim=(0, 0.75), **cases))
 
 
