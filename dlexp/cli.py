@@ -268,7 +268,7 @@ def _located(message: str, error: Exception) -> str:
 def _blocks_changed(experiment: Experiment, values: dict[str, Any]) -> Iterator[str]:
     """A sentence for each axis and union of grids of which only some blocks have the axis."""
     names = [text.partition("=")[0].strip() for text in values["axis"]]
-    declared = experiment.sweeps(values["scale"]) if names else {}
+    declared = scales.sweeps(experiment, values["scale"]) if names else {}
     for sweep, name in itertools.product(values["sweep"] or declared, names):
         blocks = declared[sweep].grid.blocks
         having = [block for block in blocks if name in block.config or name in block.hyper]

@@ -21,7 +21,7 @@ from dlexp import api, cli, learners, losses, models, optim, progress
 from dlexp.data import bundled
 from dlexp.results import folders, load, store
 from dlexp.study import style
-from dlexp.sweep import grid
+from dlexp.sweep import grid, machine
 from dlexp.types import Experiment, Sweep
 from experiments.optimization.optimizers import EXPERIMENT
 from tests.conftest import small_learner
@@ -369,6 +369,13 @@ def test_one_run_can_be_trained_again_alone_bit_for_bit(trained):
     assert f"{longer.frame['test/loss'][1]:.5g}" in said
 
 
+def test_an_axis_of_an_experiment_whose_scales_are_derived_may_be_changed(tmp_path):
+    flags = ("--plan", "--sweep=digits", "--axis=learning_rate=0.1,0.2,0.3")
+    status, said, errors = main(*flags, experiment=EXPERIMENT, out=tmp_path)
+    assert status == 0, errors
+    assert "6 runs" in said
+
+
 def test_help_names_the_question_and_every_flag():
     status, said, _ = main("--help")
     assert status == 0
@@ -409,7 +416,8 @@ def test_redrawing_imports_no_engine(tmp_path):
 
 
 def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(tmp_path):
-    flags = ["--num_steps=2000", "--sweep=mnist1d", "--seeds=10"]
+    seeds = 10 * machine.num_cores()  # two rates: three chunks
+    flags = ["--num_steps=500", "--sweep=mnist1d", "--axis=optimizer=sgd", f"--seeds={seeds}"]
     process = subprocess.Popen(
         [sys.executable, "-m", MODULE, "--scale=smoke", *flags, f"--out={tmp_path / 'stopped'}"],
         stdout=subprocess.PIPE,
@@ -419,7 +427,7 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(tmp_path):
     )
     folder = folders.folder_of(tmp_path / "stopped", EXPERIMENT.name, "smoke") / "mnist1d"
     deadline = time.monotonic() + 120
-    while not list(folder.glob("*.parquet")) and time.monotonic() < deadline:
+    while process.poll() is None and not list(folder.glob("*.parquet")) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[0]
@@ -428,7 +436,7 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(tmp_path):
     assert "Traceback" not in said
     saved, moved = store.finished(folder, EXPERIMENT.name, 1, "mnist1d")
     assert not moved
-    assert 0 < len(saved) < 60
+    assert 0 < len(saved) < 2 * seeds
     for out in ("stopped", "undisturbed"):
         status, _, said = main(*flags, experiment=EXPERIMENT, out=tmp_path / out)
         assert status == 0, said

@@ -37,32 +37,43 @@ def quadratic_learner(config, num_steps):
     )
 
 
-def plain_step(config):
-    """The jitted step and the jitted loss of `plain_loop`, for every rate and seed."""
+def plain_programs(config):
+    """The jitted start, step and loss of `plain_loop`, for every rate and seed."""
+    data = bundled.load("digits")
     model = models.mlp(width=8, num_layers=2, num_outputs=10)
+    make_tx = {"adam": optax.adam, "sgd": optax.sgd}[config]
+
+    def start(key, rate):
+        params = model.init(key, {"init_scale": 1.0, "bias_scale": 0.0}, data.train.inputs[:1])["params"]
+        return params, make_tx(rate).init(params)
 
     def loss(params, key, inputs, labels):
         logits, _ = model.apply({"params": params}, {}, inputs, key=key, train=True)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    def step(params, opt_state, rate, *batch):
-        grads = jax.grad(loss)(params, *batch)
-        updates, opt_state = {"adam": optax.adam, "sgd": optax.sgd}[config](rate).update(grads, opt_state, params)
+    def step(params, opt_state, rate, key, inputs, labels):
+        grads = jax.grad(loss)(params, key, inputs, labels)
+        updates, opt_state = make_tx(rate).update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    return model, jax.jit(step), jax.jit(loss)
+    return tuple(map(jax.jit, (start, step, loss)))
 
 
-def plain_loop(config, rate, seed, num_steps, model, step, loss):
-    """One run with nothing of the engine, the learner or the optimizer factory: a loop over a jitted step of Optax."""
+@jax.jit
+def plain_rows(key, step, num_rows):
+    batch_key, _ = jax.random.split(jax.random.fold_in(key, step))
+    return jax.random.randint(batch_key, (16,), 0, num_rows)
+
+
+def plain_loop(start, step, loss, rate, seed, num_steps):
+    """One run with nothing of the engine, the learner or the optimizer factory: raw Optax, jitted steps."""
     data = bundled.load("digits")
     init_key, update_key = (jax.random.fold_in(jax.random.key(np.uint32(seed)), purpose) for purpose in (0, 1))
-    params = model.init(init_key, {"init_scale": 1.0, "bias_scale": 0.0}, data.train.inputs[:1])["params"]
-    opt_state = {"adam": optax.adam, "sgd": optax.sgd}[config](rate).init(params)
+    params, opt_state = start(init_key, rate)
     for place in range(num_steps):
-        batch_key, _ = jax.random.split(jax.random.fold_in(update_key, place))
-        rows = jax.random.randint(batch_key, (16,), 0, len(data.train.inputs))
-        params, opt_state = step(params, opt_state, rate, update_key, data.train.inputs[rows], data.train.labels[rows])
+        rows = np.asarray(plain_rows(update_key, place, len(data.train.inputs)))
+        inputs, labels = np.asarray(data.train.inputs)[rows], np.asarray(data.train.labels)[rows]
+        params, opt_state = step(params, opt_state, rate, update_key, inputs, labels)
     return float(loss(params, update_key, data.test.inputs, data.test.labels))
 
 
@@ -71,10 +82,10 @@ def test_a_vmapped_sweep_equals_a_plain_loop_in_double_precision(devices):
     rates = (0.01, 0.1)
     rows = finished(grid(config={"optimizer": ("adam", "sgd")}, hyper={"learning_rate": rates}, seeds=2), devices)
     for optimizer in ("adam", "sgd"):
-        plain = plain_step(optimizer)
+        plain = plain_programs(optimizer)
         for rate in rates:
             for seed in (0, 1):
-                expected = plain_loop(optimizer, rate, seed, 20, *plain)
+                expected = plain_loop(*plain, rate, seed, num_steps=20)
                 measured = metric(rows, (optimizer, rate, seed), "test/loss")[-1]
                 # Double precision rounds at 1e-16; 20 steps of different summation order cost some digits.
                 assert measured == pytest.approx(expected, rel=1e-11)

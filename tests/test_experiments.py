@@ -22,8 +22,10 @@ from tests.conftest import counted_compiles
 
 EXPERIMENTS = list(map(experiment_of, module_names()))
 by_name = pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
+# Half a minute and more each, nearly all of it compilation: planned by default, trained by slow tests.
+LONG_TO_COMPILE = {"architectures.cnn_images", "engine.growth", "gradients.clipping"}
 # One of each kind of program; all others are trained once here, and twice by a slow test.
-TRAINED_TWICE = {"optimization.optimizers", "gradients.batch_norm", "depth.recipe", "engine.trainability_map"}
+TRAINED_TWICE = {"optimization.optimizers", "gradients.batch_norm", "optimization.losses", "engine.trainability_map"}
 
 
 def reference(experiment: Experiment):
@@ -58,7 +60,22 @@ def test_the_docstring_opens_with_the_question_and_ends_with_the_command(experim
     assert "http" in module.__doc__  # a number's source
 
 
-@by_name
+@pytest.mark.parametrize("name", sorted(LONG_TO_COMPILE))
+def test_the_smoke_scale_of_experiments_that_take_long_to_compile_can_be_planned(name):
+    (experiment,) = (each for each in EXPERIMENTS if each.name == name)
+    plans = api.plan(experiment, scale="smoke")
+    assert set(plans) == set(scales.sweeps(experiment, "smoke"))
+    for plan in plans.values():
+        assert all(group.num_runs and (group.flops > 0 or group.measure) for group in plan.groups)
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        pytest.param(each, id=each.name, marks=pytest.mark.slow if each.name in LONG_TO_COMPILE else ())
+        for each in EXPERIMENTS
+    ],
+)
 def test_the_smoke_scale_trains_draws_and_judges(experiment, tmp_path):
     results = api.run(experiment, scale="smoke", out=tmp_path)
     sweeps = scales.sweeps(experiment, "smoke")

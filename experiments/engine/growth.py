@@ -167,10 +167,12 @@ def _seconds_of(call: str, places: Mapping[str, str]) -> float:
 
 def sweeps(scale: str) -> dict[str, Sweep]:
     """Rounds of each measurement."""
-    counts = {"smoke": (16, 500, 2_000), "cpu": COUNTS, "gpu": (4_096, 100_000, 1_000_000)}[scale]
+    counts = {"smoke": (16, 100, 400), "cpu": COUNTS, "gpu": (4_096, 100_000, 1_000_000)}[scale]
     seeds = {"smoke": range(1), "cpu": range(8), "gpu": range(16)}[scale]
     depths = (10,) if scale == "smoke" else DEPTHS
-    start = {"command": (COMMAND,), "scale": ("smoke" if scale == "smoke" else "cpu",)}
+    # at smoke, a command whose programs are compiled in no time
+    command, of_scale = ("experiments.engine.trainability_map", "smoke") if scale == "smoke" else (COMMAND, "cpu")
+    start = {"command": (command,), "scale": (of_scale,)}
     return {
         "runs": Sweep(grid(config={"counts": (",".join(map(str, counts)),)}, seeds=seeds), runs, num_steps=0),
         "starts": Sweep(grid(config=start, seeds=seeds), starts, num_steps=0),
