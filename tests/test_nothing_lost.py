@@ -347,8 +347,8 @@ def test_a_signal_ends_after_the_segment_with_the_state_kept(tmp_path, monkeypat
     whole = api.run(LONG, scale="smoke", out=tmp_path / "whole", console=Console(quiet=True))
     advanced, calls = training.Display.advanced, []
 
-    def signalled(display, run_steps, num_nonfinite, num_runs):
-        advanced(display, run_steps, num_nonfinite, num_runs)
+    def signalled(display, run_steps, num_nonfinite, num_runs, took):
+        advanced(display, run_steps, num_nonfinite, num_runs, took)
         calls.append(run_steps)
         if len(calls) == 25:
             os.kill(os.getpid(), number)
@@ -435,9 +435,9 @@ def test_a_chunk_that_took_long_is_saved_at_once_and_quick_ones_by_the_end(
     monkeypatch.setattr(store, "FILE_SECONDS", seconds)
     folder, seen, finish = folders.folder_of(tmp_path, "tests.small", "smoke") / "main", [], progress.Display.finished
 
-    def noted(display, num_runs, num_nonfinite):
+    def noted(display, num_runs, num_nonfinite, seconds_spent):
         seen.append(len(saved_ids(folder)))
-        finish(display, num_runs, num_nonfinite)
+        finish(display, num_runs, num_nonfinite, seconds_spent)
 
     monkeypatch.setattr(progress.Display, "finished", noted)
     assert main("--sweep=main", "--seeds=20", out=tmp_path)[0] == 0
