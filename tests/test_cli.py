@@ -150,14 +150,14 @@ def test_the_time_left_counts_what_this_process_trains(monkeypatch):
     with progress.Display(console, "main", num_runs=100, num_done=60, num_steps=10) as display:
         now[0] = 50.0  # starting up and compiling
         display.compiling("all runs")
-        display.advanced(8 * 9, 0, None)  # of a chunk of 8 runs whose state was kept
+        display.advanced(8 * 9, 0, 8, None)  # of a chunk of 8 runs whose state was kept
         now[0] = 60.0
-        display.advanced(8 * 1, 0, 10.0)
+        display.advanced(8 * 1, 0, 8, 10.0)
         display.finished(8, 0, 10.0)
         now[0] = 70.0
-        display.advanced(4 * 10, 0, 10.0)
+        display.advanced(4 * 10, 0, 4, 10.0)
     # 0.8 + 4 runs in 20 seconds; 28 are left.
-    assert "68 of 100 runs, 720 steps, 0.2 runs/s, 0 non-finite, 117 s left" in console.export_text()
+    assert "68 of 100 runs (4 under way, 100%), 720 steps, 2 steps/s, 0 non-finite, 117 s left" in console.export_text()
 
 
 @pytest.mark.parametrize(

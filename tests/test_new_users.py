@@ -275,7 +275,7 @@ def shown(monkeypatch):
         with progress.Display(console, "main", num_runs, 0, num_steps) as display:
             for run_steps, num_under_way in advances:
                 clock[0] += seconds
-                display.advanced(run_steps, 0, num_under_way)
+                display.advanced(run_steps, 0, num_under_way, seconds)
         return console.export_text().splitlines()
 
     return lines

@@ -128,13 +128,13 @@ def _bound(least: float | None, most: float | None, within: float | None) -> Bou
     if sum(each is not None for each in (least, most, within)) != 1:
         raise ValueError("judge: needs exactly one of least=, most= and within=")
     if least is not None:
-        return Bound(least, np.inf, f"at least {least:.4g}")
+        return Bound(least, np.inf, f"at least {least:.6g}")
     if most is not None:
-        return Bound(-np.inf, most, f"at most {most:.4g}")
+        return Bound(-np.inf, most, f"at most {most:.6g}")
     assert within is not None
     if within <= 0:
         raise ValueError(f"judge: within must be above 0, got {within}")
-    return Bound(-within, within, f"within {within:.4g} of 0")
+    return Bound(-within, within, f"within {within:.6g} of 0")
 
 
 def to_json(claims: Sequence[Claim]) -> str:

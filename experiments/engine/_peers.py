@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dlexp import learners, losses, models, ops, optim
+from dlexp import keys, learners, losses, models, ops, optim
 from dlexp.data import Dataset
 from dlexp.sweep import Grid, engine, geomspace, grid, machine
 from dlexp.sweep import plan as planning
@@ -239,7 +239,7 @@ def _jax_rate(each: Learner, work: Workload, num_rows: int, way: _Way) -> Rate:
         seed, rate = run
 
         def step(index: jax.Array, state: Any) -> Any:
-            key = jax.random.fold_in(jax.random.fold_in(machine.key(seed), 1), index)
+            key = jax.random.fold_in(jax.random.fold_in(keys.of_seed(seed), 1), index)
             return each.step(key, _hyper(each, rate), data, state)[0]
 
         if way.stepwise:
@@ -248,11 +248,11 @@ def _jax_rate(each: Learner, work: Workload, num_rows: int, way: _Way) -> Rate:
 
     def evaluate(state: Any, run: Any, data: Any) -> Any:
         seed, rate = run
-        return each.evaluate(machine.key(seed), _hyper(each, rate), data, state)
+        return each.evaluate(keys.of_seed(seed), _hyper(each, rate), data, state)
 
     def init(run: Any, data: Any) -> Any:
         seed, rate = run
-        return each.init(jax.random.fold_in(machine.key(seed), 0), _hyper(each, rate), data)
+        return each.init(jax.random.fold_in(keys.of_seed(seed), 0), _hyper(each, rate), data)
 
     rates: Any = np.resize(work.rates(), num_rows) if num_rows else work.rates()[0]
     everywhere = way.sharding and NamedSharding(way.sharding.mesh, PartitionSpec())

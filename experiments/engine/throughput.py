@@ -267,7 +267,7 @@ def sweeps(scale: str) -> dict[str, Sweep]:
     seeds = range({"smoke": 2, "cpu": 8, "gpu": 16}[scale])
     names = (TINY,) if scale == "smoke" else tuple(TITLES)
     declared = {name: Sweep(grid(config={"workload": (name,)}, seeds=seeds), rounds, num_steps=0) for name in names}
-    measured = partial(machine_rates, **TINY_SIZES) if scale == "smoke" else machine_rates
+    measured = partial(machine_rates, **dict[str, Any](TINY_SIZES)) if scale == "smoke" else machine_rates
     return declared | {MACHINE: Sweep(grid(config={"workload": (MACHINE,)}, seeds=seeds), measured, num_steps=0)}
 
 
