@@ -377,7 +377,7 @@ def experiment(num_seeds):
     def sweeps(scale):
         return {"main": Sweep(grid(hyper={"learning_rate": RATES}, seeds=num_seeds), small_learner, 20, 2)}
 
-    return Experiment(name="tests.layout", version=1, question="Which way?", sweeps=sweeps)
+    return Experiment(name="tests.layout", version=1, doc="Which way?", sweeps=sweeps)
 
 
 def test_a_resumed_sweep_and_a_run_alone_keep_the_layout(devices, tmp_path, monkeypatch):
