@@ -341,6 +341,7 @@ def test_a_group_that_pays_is_timed_and_the_fastest_layout_kept(devices, monkeyp
     assert not said  # 20 steps are over before anything is compiled
     monkeypatch.setattr(tuning, "WORTH_SECONDS", 0.0)
     monkeypatch.setattr(tuning, "MAX_SHARE", 10.0)
+    monkeypatch.setattr(tuning, "MOST_TURNS", tuning.TURNS)
     tuned = tuning.tuned(plan, devices, [6], tell=said.append)
     (group,) = tuned.groups
     assert "about" in said[0]
@@ -377,7 +378,7 @@ def experiment(num_seeds):
     def sweeps(scale):
         return {"main": Sweep(grid(hyper={"learning_rate": RATES}, seeds=num_seeds), small_learner, 20, 2)}
 
-    return Experiment(name="tests.layout", version=1, question="Which way?", sweeps=sweeps)
+    return Experiment(name="tests.layout", version=1, doc="Which way?", sweeps=sweeps)
 
 
 def test_a_resumed_sweep_and_a_run_alone_keep_the_layout(devices, tmp_path, monkeypatch):
