@@ -298,7 +298,7 @@ def test_a_notebook_without_widgets_is_told_in_plain_lines(monkeypatch):
     console.is_jupyter = True
     monkeypatch.setattr("rich.jupyter.display", lambda *args: None)
     with progress.Display(console, "main", 4, 0, 10) as display:
-        display.finished(4, 0)
+        display.finished(4, 0, 1.0)
     assert "main: 4 of 4 runs" in console.export_text()
 
 
