@@ -34,6 +34,12 @@ RATES = (0.001, 0.01, 0.1)
 SHARED = (("seed", "shared"),)
 
 
+@pytest.fixture(autouse=True)
+def own_measurements(monkeypatch, tmp_path):
+    """What one test has measured of a program is not known to the next."""
+    monkeypatch.setenv("DLEXP_CACHE_DIR", str(tmp_path / "measured"))
+
+
 def network(kind):
     if kind == "cnn":
         layers = (ConvLayer(3, 3, padding=1), ConvLayer(4, 3, stride=2))
