@@ -25,6 +25,7 @@ from dlexp.data import bundled
 from dlexp.sweep import engine, machine
 from dlexp.sweep import plan as planning
 from dlexp.sweep.grids import Grid, Identity
+from dlexp.sweep.pace import Layout
 from dlexp.types import Config, Learner, Sweep
 
 matplotlib.use("agg")
@@ -148,11 +149,14 @@ def finished(
     num_steps: int = 20,
     num_evals: int = 2,
     done: Any = (),
+    layout: Layout | None = None,
 ) -> dict[tuple, tuple[engine.Finished, int]]:
     """Trains a grid; (config values, hyper values, seed) -> the chunk it came in and its row there."""
     plan = planning.make(
         Identity("tests.any", 1, "main", num_steps), Sweep(grid, make_learner, num_steps, num_evals), devices
     )
+    if layout:
+        plan = plan._replace(groups=tuple(group.with_layout(layout) for group in plan.groups))
     rows = {}
     for event in engine.train(plan, devices, plan.missing(done)):
         if isinstance(event, engine.Finished):

@@ -17,6 +17,7 @@ from dlexp.ops import batches, convolution, winograd
 from dlexp.ops.choices import recording_choices, with_choices
 from dlexp.sweep import cost, grid
 from dlexp.sweep.grids import Run
+from dlexp.sweep.pace import Layout
 from dlexp.sweep.plan import full_hyper
 from dlexp.types import Model, Range
 from tests.conftest import finished, metric
@@ -437,7 +438,8 @@ def test_logistic_regression_reaches_its_accuracy_on_mnist1d(devices):
         )
 
     sweep = grid(hyper={"learning_rate": (0.5,)}, seeds=1)
-    rows = finished(sweep, devices, make_learner=make_learner, num_steps=4000, num_evals=1)
+    alone = Layout(1)  # the usual width would train seven copies beside it
+    rows = finished(sweep, devices, make_learner=make_learner, num_steps=4000, num_evals=1, layout=alone)
     # The maximum-likelihood solution: train cross-entropy 1.58325, test accuracy 32.4%.
     assert metric(rows, (0.5, 0), "train/loss")[-1] == pytest.approx(1.58325, abs=1e-3)
     assert metric(rows, (0.5, 0), "test/accuracy")[-1] == pytest.approx(0.324, abs=2e-3)

@@ -204,7 +204,7 @@ def long_learner(config, num_steps):
 
 
 GRID = grid(hyper={"learning_rate": (0.01, 1e30), "dropout_rate": (0.2,)}, seeds=2)
-LONG = Experiment("tests.long", 1, "Long?", lambda scale: {"main": Sweep(GRID, long_learner, 60, 3)})
+LONG = Experiment("tests.long", 1, "Long?", lambda scale: {"main": Sweep(GRID, long_learner, 24, 3)})
 
 
 def test_a_chunk_goes_on_bit_for_bit_from_a_state_kept_between_segments(tmp_path, monkeypatch):
@@ -215,20 +215,20 @@ def test_a_chunk_goes_on_bit_for_bit_from_a_state_kept_between_segments(tmp_path
     kept = []
     save = checkpoint.save
 
-    def dies_after_the_37th(folder, chunk, step, arrays):
+    def dies_after_the_13th(folder, chunk, step, arrays):
         save(folder, chunk, step, arrays)
         kept.append(step)
-        if step == 37:
+        if step == 13:
             raise RuntimeError("power cut")
 
-    monkeypatch.setattr(checkpoint, "save", dies_after_the_37th)
+    monkeypatch.setattr(checkpoint, "save", dies_after_the_13th)
     with pytest.raises(RuntimeError, match="power cut"):
         api.run(LONG, scale="smoke", out=tmp_path / "cut", console=Console(quiet=True))
-    assert kept == list(range(1, 38))
+    assert kept == list(range(1, 14))
     assert not list(tmp_path.glob("cut/**/*.parquet"))
     monkeypatch.setattr(checkpoint, "save", lambda folder, chunk, step, arrays: kept.append(step))
     resumed = api.run(LONG, scale="smoke", out=tmp_path / "cut", console=Console(quiet=True))
-    assert kept[37:] == list(range(38, 61))  # from the step after the kept state
+    assert kept[13:] == list(range(14, 25))  # from the step after the kept state
     assert_same(resumed["main"], whole["main"])
     assert not list(tmp_path.glob(f"cut/**/{checkpoint.FOLDER}"))
 
@@ -350,7 +350,7 @@ def test_a_signal_ends_after_the_segment_with_the_state_kept(tmp_path, monkeypat
     def signalled(display, run_steps, num_nonfinite, num_runs, took):
         advanced(display, run_steps, num_nonfinite, num_runs, took)
         calls.append(run_steps)
-        if len(calls) == 25:
+        if len(calls) == 10:
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(training.Display, "advanced", signalled)
@@ -358,9 +358,9 @@ def test_a_signal_ends_after_the_segment_with_the_state_kept(tmp_path, monkeypat
     assert status == cli.INTERRUPTED
     assert "stopping after this segment" in said
     assert "the same command goes on" in said
-    assert len(calls) == 25
+    assert len(calls) == 10
     resumed = api.run(LONG, scale="smoke", out=tmp_path / "stopped", console=Console(quiet=True))
-    assert calls[25] == 25 * 4  # it went on from the 25 steps of its four runs
+    assert calls[10] == 10 * 4  # it went on from the 10 steps of its four runs
     assert_same(resumed["main"], whole["main"])
     assert signal.getsignal(signal.SIGINT) is not None
 

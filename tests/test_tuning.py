@@ -341,6 +341,7 @@ def test_a_group_that_pays_is_timed_and_the_fastest_layout_kept(devices, monkeyp
     assert not said  # 20 steps are over before anything is compiled
     monkeypatch.setattr(tuning, "WORTH_SECONDS", 0.0)
     monkeypatch.setattr(tuning, "MAX_SHARE", 10.0)
+    monkeypatch.setattr(tuning, "MAX_TURNS", tuning.TURNS)
     tuned = tuning.tuned(plan, devices, [6], tell=said.append)
     (group,) = tuned.groups
     assert "about" in said[0]
