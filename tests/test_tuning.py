@@ -483,7 +483,8 @@ def test_evaluations_that_cost_less_together_than_alone_leave_the_start_of_a_chu
     assert clock.pace().seconds(10, 11) == pytest.approx(3.5)
 
 
-def test_what_does_not_fit_is_left_to_the_engine(devices, monkeypatch):
+def test_what_does_not_fit_is_left_to_the_engine(devices, tmp_path, monkeypatch):
+    monkeypatch.setenv("DLEXP_CACHE_DIR", str(tmp_path))  # where no layout of these programs was chosen yet
     plan = plan_of("shallow", devices, num_steps=50_000)
     monkeypatch.setattr(tuning, "WORTH_SECONDS", 0.0)
 
@@ -496,7 +497,8 @@ def test_what_does_not_fit_is_left_to_the_engine(devices, monkeypatch):
     assert tuning.tuned(plan, devices, [6]) == plan
 
 
-def test_timing_ends_when_the_user_wants_to_stop(devices, monkeypatch):
+def test_timing_ends_when_the_user_wants_to_stop(devices, tmp_path, monkeypatch):
+    monkeypatch.setenv("DLEXP_CACHE_DIR", str(tmp_path))  # where no layout of these programs was chosen yet
     plan = plan_of("shallow", devices, num_steps=50_000)
     monkeypatch.setattr(tuning, "WORTH_SECONDS", 0.0)
     timed = []

@@ -320,8 +320,7 @@ def _train_chunk(
     recorder = Recorder(num_runs, chunk.num_steps, chunk.num_evals)
     segment = partial(placed.programs.segment, *chunk.arguments)
     advance = partial(_advance, segment, recorder, chunk.group.num_kept)
-    carry = placed.programs.initialize(*chunk.arguments)
-    saved = resume(name)
+    carry, saved = placed.programs.initialize(*chunk.arguments), resume(name)
     if saved is None or not programs.fits(saved.carry, carry):  # or the code has changed since: it begins anew
         start, carry = _first_evaluation(chunk, recorder, clock, carry, advance)
     else:
