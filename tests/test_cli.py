@@ -298,7 +298,7 @@ def test_results_with_runs_missing_are_not_judged(trained):
     next((folder / "main").glob("*.parquet")).unlink()
     status, _, said = main("--redraw", out=trained)
     assert status == 1
-    assert "sweep main has 0 of 4 runs; the same command goes on" in said
+    assert "sweep main has 0 of 4 runs; run the same command again to finish it" in said
 
 
 def test_a_static_choice_among_the_swept_is_named():

@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from dlexp import api, fingerprint, interrupt, learner, losses, models, optim, progress
+from dlexp import api, fingerprint, interrupt, learners, losses, models, optim, progress
 from dlexp.results import ResultsError, folders
 from tests.test_cli import ROOT, main
 from tests.test_readme import blocks
@@ -298,7 +298,7 @@ def test_a_notebook_without_widgets_is_told_in_plain_lines(monkeypatch):
     console.is_jupyter = True
     monkeypatch.setattr("rich.jupyter.display", lambda *args: None)
     with progress.Display(console, "main", 4, 0, 10) as display:
-        display.finished(4, 0)
+        display.finished(4, 0, 1.0)
     assert "main: 4 of 4 runs" in console.export_text()
 
 
@@ -388,7 +388,7 @@ def test_the_readmes_own_data_are_splits_scaled_by_the_training_split(tmp_path, 
     np.testing.assert_allclose(data.train.inputs.mean(0), 0, atol=1e-6)
     np.testing.assert_allclose([data.train.labels.mean(), data.train.labels.std()], [0, 1], atol=1e-5)
     assert names["load"]() is data
-    made = learner.supervised(
+    made = learners.supervised(
         models.mlp(width=4, num_layers=2, num_outputs=1), losses.squared_error, optim.adam(), data, batch_size=8
     )
     assert made.hyper["learning_rate"].low == 0
