@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -79,7 +79,8 @@ def judge(
             missing.append("one seed has no interval")
     rule = f"{effect.words}, by seed; {bound.words}"
     if not intervals:
-        return Claim(claim, source, rule, UNDECIDED, None, None, 0, missing[-1])
+        nothing: Any = {"effect": None, "interval": None, "num_seeds": 0, "condition": missing[-1]}
+        return Claim(claim, source, rule, UNDECIDED, **nothing)
     verdicts = {name: bound.verdict((each.low, each.high)) for name, each in intervals.items()}
     hardest = max(intervals, key=lambda name: bound.against(intervals[name].mean))
     shown = "; ".join(f"{name}: {verdicts[name]} ({_shown(each)})" for name, each in intervals.items())

@@ -337,7 +337,8 @@ def _train_chunk(
         clock.noted(stop - first, len(recorder.evaluated(start, stop)), took)
         take = _snapshotter(stop, carry, recorder)
         expected = clock.pace().seconds(chunk.num_steps, chunk.num_evals + 1)
-        yield Advanced(name, (stop - first) * num_runs, _num_lost(recorder), expected, take, num_runs, took)
+        made, lost = (stop - first) * num_runs, _num_lost(recorder)
+        yield Advanced(name, made, lost, expected, take, num_runs=num_runs, took=took)
         start = stop
     seconds, metrics = time.perf_counter() - began, recorder.curves(carry.means)
     whole = saved is None and _num_lost(recorder) < num_runs
