@@ -18,6 +18,7 @@ import jax.monitoring
 import matplotlib
 import pooch
 import pytest
+from hypothesis import HealthCheck, settings
 from packaging.requirements import Requirement
 
 from dlexp import learners, losses, models, optim
@@ -46,6 +47,10 @@ jax.monitoring.register_event_listener(
 NEEDS_NO_TEST = {"test", "cuda", "tpu"}  # extras that bring no code of their own to be tested
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 EXTRAS = {name: each for name, each in PROJECT["optional-dependencies"].items() if name not in NEEDS_NO_TEST}
+
+# How long an example takes says nothing where two workers share the cores of a busy machine.
+settings.register_profile("dlexp", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("dlexp")
 
 
 def pytest_configure(config: pytest.Config) -> None:
