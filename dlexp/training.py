@@ -86,8 +86,9 @@ def num_saved(plan: Plan, folder: Path) -> int:
     Raises:
       ResultsError: where a file is damaged.
     """
-    saved = {name for _, chunk, _ in store.chunks(folder) for name in chunk["run_id"].to_pylist()}
-    return sum(name in saved for group in plan.groups for name, _ in plan.runs(group)) if saved else 0
+    tables = (store.read_chunk(path, ["run_id"])[0] for path in sorted(folder.glob("*.parquet")))
+    saved = {name for table in tables for name in table["run_id"].to_pylist()}
+    return plan.num_runs - sum(int(each.sum()) for each in plan.missing(saved)) if saved else 0
 
 
 def as_saved(plans: Mapping[str, Plan], manifest: Mapping[str, Any], *, exactly: bool = False) -> dict[str, Plan]:

@@ -157,6 +157,14 @@ def test_lines_over_steps_are_drawn_at_the_best_rate_and_name_it():
     np.testing.assert_allclose(line.get_xydata(), [[0, 0.41], [20, 0.82]])
 
 
+def test_a_curve_counts_lost_runs_as_its_measure_does():
+    lost = table(lost=[("deep", 0.1, seed) for seed in SEEDS])
+    options = {"x": "step", "fixed": {"kind": "deep", "learning_rate": 0.1}}
+    for failed, shown in ((None, 0.1), (0.25, 0.25), (np.nan, np.nan)):
+        (axes,) = drawn(lines(lost, None, last("test/accuracy", failed=failed), **options)).axes
+        assert axes.lines[0].get_ydata()[-1] == pytest.approx(shown, nan_ok=True)
+
+
 def test_lines_over_layers_show_the_last_evaluation():
     fixed = {"kind": "deep", "learning_rate": 1.0}
     (axes,) = drawn(lines(table(), None, "layer/size", x="layer", fixed=fixed, transform=lambda v: 2 * v)).axes

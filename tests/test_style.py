@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dlexp.results import load
-from dlexp.study import style
+from dlexp.study import lines, style
 from dlexp.sweep import grid
 from tests.test_results import save
 
@@ -35,13 +35,14 @@ def test_a_band_is_the_mean_and_its_interval():
 
 def test_points_over_an_axis_count_failures_and_cross_lost_points(table):
     _, axes = style.subplots()
-    options = {"over": "learning_rate", "label": "x", "color": "red", "failed": -5.0}
-    style.points_band(axes, table.select(momentum=0.9), "test/loss", **options)
+    options = {"x": "learning_rate", "failed": -5.0}
+    (panel,) = lines(table, None, "test/loss", fixed={"momentum": 0.9}, **options)
+    panel.draw(axes)
     np.testing.assert_allclose(axes.lines[0].get_xdata(), [0.1, 1.0])
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [1 + 0.9 + 1, -5.0], rtol=1e-6)
     np.testing.assert_allclose(axes.lines[1].get_xdata(), [1.0])  # the cross
     with pytest.raises(ValueError, match="also differ in momentum: select one"):
-        style.points_band(axes, table, "test/loss", **options)
+        lines(table, None, "test/loss", **options)
 
 
 def test_a_heat_map_shows_the_mean_of_every_point(table):

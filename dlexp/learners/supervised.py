@@ -12,7 +12,7 @@ import optax
 from dlexp import losses, ops, parts
 from dlexp.data import Dataset
 from dlexp.learners import checks
-from dlexp.learners.batches import Batch
+from dlexp.learners.batches import Batch, check_batch_size
 from dlexp.optim import Optimizer
 from dlexp.types import Hyper, Key, Learner, Metrics, Model, PyTree, Range
 
@@ -66,10 +66,9 @@ def supervised(
     parts.check("supervised", model=model, optimizer=optimizer, data=data)
     checks.check_dataset("supervised", data)
     num_train = checks.num_examples(data.train)
-    _check_numbers(num_train, batch_size, num_train_evaluated, sweep_num_train)
-    shared = model.hyper.keys() & optimizer.hyper.keys()
-    if shared:
-        raise ValueError(f"supervised: model and optimizer both read {sorted(shared)}; rename one of them")
+    check_batch_size("supervised", batch_size, data.train)
+    _check_numbers(batch_size, num_train_evaluated, sweep_num_train)
+    checks.check_names("supervised", model.hyper, optimizer.hyper)
     measures = {"loss": loss, **(metrics or {})}
     checks.check_outputs("supervised", model, measures, data)
 
@@ -98,12 +97,7 @@ def supervised(
     return Learner(data, swept, init, update, evaluate, _draw_of(batch_size))
 
 
-def _check_numbers(num_train: int, batch_size: int | None, num_train_evaluated: int, sweep_num_train: bool) -> None:
-    if batch_size is not None and not 1 <= batch_size <= num_train:
-        raise ValueError(
-            f"supervised: batch_size must be in [1, {num_train}] (the training set) or None for all of it, "
-            f"got {batch_size}"
-        )
+def _check_numbers(batch_size: int | None, num_train_evaluated: int, sweep_num_train: bool) -> None:
     if num_train_evaluated < 1:
         raise ValueError(f"supervised: num_train_evaluated must be at least 1, got {num_train_evaluated}")
     if sweep_num_train and batch_size is None:

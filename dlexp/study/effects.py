@@ -74,10 +74,6 @@ class Effect:
         words = f"relative distance of ({{}}) from {expected:.6g}"
         return self._mapped(lambda values: np.abs(values / expected - 1), words)
 
-    def log(self, base: float) -> Effect:
-        """Returns the logarithms of the values."""
-        return self._mapped(lambda values: np.log(values) / np.log(base), f"log{base:g} of ({{}})")
-
     def _mapped(self, function: Callable[[np.ndarray], np.ndarray], words: str) -> Effect:
         def changed(values: Callable[[], Values]) -> np.ndarray:
             return function(np.asarray(values(), float))

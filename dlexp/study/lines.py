@@ -116,7 +116,8 @@ def lines(
       hue: label -> what a line selects; a case that the results lack is left out and keeps its colour.
       panels: title -> what a panel selects.
       fixed: what everything selects; a list of values means any of them.
-      failed: what a run without a finite value counts as; default `measures.lost_value(metric)`.
+      failed: what a run without a finite value counts as; default: as the measure says, `measures.lost_value(y)` of
+        a metric.
       options: fields of `Look` (how lines are drawn) and of `Reference` (theory and marks beside them) by name; the
         rest is of matplotlib's `Axes.set`, such as `xscale`, `ylim` or `title`.
     """
@@ -176,7 +177,8 @@ def _series(
     if x == "layer":
         last = curves[:, -1]
         return added, np.arange(1, last.shape[1] + 1), last, np.zeros(last.shape[1], bool)
-    lost = lost_value(metric) if failed is None else failed
+    own = y.failed if isinstance(y, Measure) else lost_value(metric)
+    lost = own if failed is None else failed
     return added, runs.steps(metric), np.where(np.isfinite(curves), curves, lost), np.zeros(curves.shape[1], bool)
 
 
@@ -206,8 +208,7 @@ def _panel(
         named.setdefault("yscale", "log")
 
     def draw(axes: Axes) -> None:
-        for label, ends in beside.span.items():
-            axes.axvspan(*ends, color=style.LESSON, alpha=0.35, linewidth=0, zorder=0, label=label)
+        style.spans(axes, beside.span)
         for line in drawn:
             _draw_line(axes, line, x, look)
         _draw_beside(axes, drawn, beside)

@@ -282,8 +282,8 @@ def _final(runs: Table, metric: str, failed: float) -> np.ndarray:
         raise NotMeasuredError(f"sweep {runs.name} has no metric {metric!r}; it has {', '.join(runs.metrics)}")
     frame = runs.frame.sort_values("seed")
     if frame["seed"].duplicated().any():
-        others = [name for name in runs.axes if name in frame and frame[name].nunique() > 1]
-        raise ValueError(f"{metric}: the runs of sweep {runs.name} differ in {', '.join(others)}; fix a value of each")
+        others = ", ".join(statistics.differing(runs))
+        raise ValueError(f"{metric}: the runs of sweep {runs.name} differ in {others}; fix a value of each")
     return frame[metric].where(frame["status"] == "ok", failed).to_numpy(float)
 
 

@@ -156,10 +156,10 @@ def heat(
                 place = [int(np.searchsorted(np.unique(runs.frame[name]), best[name])) for name in (x, y)]
                 ring: Any = {"markerfacecolor": "none", "markeredgecolor": "white", "markeredgewidth": 2}
                 axes.plot(*place, "o", markersize=14, **ring)
-            axes.set(title=title, xlabel=x.replace("_", " "), ylabel=y.replace("_", " "))
+            axes.set(title=title, xlabel=spoken(x), ylabel=spoken(y))
             axes.tick_params(axis="x", rotation=45)
             if colorbar:
-                axes.figure.colorbar(mesh, ax=axes, label=metric.replace("/", " "))
+                axes.figure.colorbar(mesh, ax=axes, label=spoken(metric))
 
         return Panel(draw, (runs,))
 
@@ -238,8 +238,7 @@ def good_bands(
     """
 
     def draw(axes: Axes) -> None:
-        for label, ends in (span or {}).items():
-            axes.axvspan(*ends, color=style.LESSON, alpha=0.35, linewidth=0, zorder=0, label=label)
+        style.spans(axes, span or {})
         for place, (table, color) in enumerate(zip(tables.values(), style.COLORS, strict=False)):
             scores = statistics.by_seed(table, metric, axis, failed=0.0).mean()
             band = statistics.good_band(scores, tolerance)

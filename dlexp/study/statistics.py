@@ -244,6 +244,12 @@ def good_band(scores: pd.Series, tolerance: float) -> Band:
     return Band(float(values[top]), low, high, float(np.log10(high / low)), first == 0 or last == len(good) - 1)
 
 
+def differing(table: Table, besides: Sequence[str] = ()) -> list[str]:
+    """Returns the axes on which the runs have several values, without some that are known."""
+    frame = table.frame
+    return [name for name in table.axes if name not in besides and name in frame and frame[name].nunique() > 1]
+
+
 def by_seed(table: Table, metric: str, over: str, *, failed: float) -> pd.DataFrame:
     """Returns a metric's last values, a row a seed and a column a value of the axis `over`.
 
@@ -258,10 +264,8 @@ def by_seed(table: Table, metric: str, over: str, *, failed: float) -> pd.DataFr
     """
     frame = table.frame
     if frame.duplicated(["seed", over]).any():
-        others = [name for name in table.axes if name != over and name in frame and frame[name].nunique() > 1]
-        raise ValueError(
-            f"by_seed: the runs of sweep {table.name} also differ in {', '.join(others)}: select one of each first"
-        )
+        others = ", ".join(differing(table, [over]))
+        raise ValueError(f"by_seed: the runs of sweep {table.name} also differ in {others}: select one of each first")
     counted = frame[metric].where(frame["status"] == "ok", failed)
     values = frame.assign(**{metric: counted}).pivot(index="seed", columns=over, values=metric)
     if values.isna().any(axis=None):
@@ -290,10 +294,8 @@ def chosen(
         raise ValueError(f"chosen: sweep {table.name} lacks {choose_by or CHOOSE_BY}; name a metric with choose_by")
     axes, frame = [over] if isinstance(over, str) else list(over), table.frame
     if frame.duplicated(["seed", *axes]).any():
-        others = [name for name in table.axes if name not in axes and name in frame and frame[name].nunique() > 1]
-        raise ValueError(
-            f"chosen: the runs of sweep {table.name} also differ in {', '.join(others)}: select one of each first"
-        )
+        others = ", ".join(differing(table, axes))
+        raise ValueError(f"chosen: the runs of sweep {table.name} also differ in {others}: select one of each first")
     higher = higher_is_better(choose_by, better)
     counted = frame[choose_by].where((frame["status"] == "ok") & frame[choose_by].notna(), _worst(choose_by, higher))
     means = counted.groupby([frame[name] for name in axes]).mean()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -85,17 +85,6 @@ def band(
     axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
 
 
-def points_band(
-    axes: Axes, table: Table, metric: str, *, over: str, label: str, color: str, failed: float = np.nan
-) -> None:
-    """Draws a metric's last value over an axis: mean over seeds, 95% band, a cross where every seed failed."""
-    values = statistics.by_seed(table, metric, over, failed=failed)
-    x = values.columns.to_numpy(float)
-    band(axes, x, values.to_numpy(), label=label, color=color, marker="o")
-    lost = (table.frame["status"] != "ok").groupby(table.frame[over]).all().to_numpy()
-    axes.plot(x[lost], values.mean().to_numpy()[lost], linestyle="none", marker="x", color=color, markersize=8)
-
-
 def interval_points(
     axes: Axes, x: np.ndarray, values: np.ndarray, *, label: str, color: str, horizontal: bool = False
 ) -> None:
@@ -150,6 +139,12 @@ def tick_labels(values: Iterable[Any]) -> list[str]:
 def theory_line(axes: Axes, x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, label: str) -> None:
     """Draws what theory predicts: black and dashed, in the same axes as what was measured."""
     axes.plot(x, y, color="black", linestyle="--", linewidth=1.5, label=label, zorder=3)
+
+
+def spans(axes: Axes, ends: Mapping[str, tuple[float, float]]) -> None:
+    """Draws grey stripes on the horizontal axis, behind everything: label -> both ends."""
+    for label, pair in ends.items():
+        axes.axvspan(*pair, color=LESSON, alpha=0.35, linewidth=0, zorder=0, label=label)
 
 
 def legend_below(figure: Figure, *axes: Axes, note: str = "") -> None:
