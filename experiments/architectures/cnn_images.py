@@ -30,7 +30,7 @@ from dlexp.data import Dataset, Split, bundled, idx
 from dlexp.models import ConvLayer
 from dlexp.results import Results
 from dlexp.study import FRESH_SEEDS, Claim, Effect, Panel, at_best, by, judge, lines, side_by_side, statistics, text
-from dlexp.sweep import grid
+from dlexp.sweep import grid, scales
 from dlexp.types import Config, Experiment, Hyper, Key, Learner, Metrics, Model, Sweep
 
 SIZES = {"digits": (50, 200, 1000), "fashion_mnist": (200, 1000, 5000)}
@@ -84,14 +84,16 @@ def _moments(name: str) -> dict[str, float]:
     return {"mean": 0.0, "std": 1.0} if name == "digits" else {"mean": 72.9, "std": 90.0}
 
 
-def sweeps() -> dict[str, Sweep]:
-    """Network x training size x shifts x rate on each data set."""
+def sweeps(scale: str) -> dict[str, Sweep]:
+    """Network x training size x shifts x rate on each data set; `smoke` needs no download: it has the digits alone."""
     declared = {}
     for name, num_steps in (("digits", 600), ("fashion_mnist", 1000)):
         hyper = {"num_train": SIZES[name], "max_shift": (0, SHIFTS[name]), "learning_rate": (0.001, 0.003, 0.01)}
         runs = grid(config={"data": (name,), "network": tuple(NETWORKS)}, hyper=hyper, seeds=FRESH_SEEDS)
         declared[name] = Sweep(runs, network, num_steps, num_evals=2)
-    return declared
+    if scale == "smoke":
+        return scales.smoke({"digits": declared["digits"]})
+    return scales.gpu(declared) if scale == "gpu" else declared
 
 
 def accuracy_by_size(results: Results) -> Figure:
